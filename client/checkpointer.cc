@@ -1,0 +1,104 @@
+#include "esker/checkpointer.h"
+
+#include <cstdlib>
+#include <utility>
+
+#include "client/checkpoint_access.h"
+#include "client/connection.h"
+#include "client/incarnation.h"
+#include "client/placement.h"
+#include "client/saver.h"
+#include "format/base/status.h"
+#include "format/base/text.h"
+#include "format/chunk_record.h"
+#include "format/names.h"
+
+namespace esker {
+namespace {
+
+absl::Status CheckOptions(const CheckpointerOptions& options) {
+  ESKER_RETURN_IF_ERROR(ValidateRunName(options.run));
+  ESKER_RETURN_IF_ERROR(ValidateRank(options.rank, options.world_size));
+  if (options.chunk_bytes == 0 || options.chunk_bytes % kRecordAlignment != 0 ||
+      options.chunk_bytes > kMaxChunkBytes) {
+    return absl::InvalidArgumentError(StrCat("chunk_bytes ", options.chunk_bytes, ": expected a multiple of ",
+                                             kRecordAlignment, ", at most ", kMaxChunkBytes));
+  }
+  if (options.threads < 0) {
+    return absl::InvalidArgumentError(
+        StrCat("threads ", options.threads, ": expected 0 (automatic) or more"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+class Checkpointer::Impl {
+ public:
+  Impl(const CheckpointerOptions& options, uint64_t attempt, std::shared_ptr<Connection> connection)
+      : options(options), attempt(attempt), connection(connection), saver(options, attempt, connection) {}
+
+  CheckpointAccess Access() const {
+    return {connection, options.run, options.rank, options.connect_timeout_ms, options.threads};
+  }
+
+  const CheckpointerOptions options;
+  const uint64_t attempt;
+  const std::shared_ptr<Connection> connection;
+  Saver saver;
+};
+
+absl::StatusOr<std::unique_ptr<Checkpointer>> Checkpointer::Open(const CheckpointerOptions& given) {
+  CheckpointerOptions options = given;
+  ESKER_RETURN_IF_ERROR(CheckOptions(options));
+  ESKER_ASSIGN_OR_RETURN(options.incarnation,
+                         ChooseIncarnation(given.incarnation, given.world_size,
+                                           [](const char* name) { return std::getenv(name); }));
+  ESKER_ASSIGN_OR_RETURN(std::shared_ptr<Connection> connection,
+                         Connection::Make(PlacePart(options.rank, {options.server}).front()));
+  v1::OpenRunRequest request;
+  request.set_run(options.run);
+  request.set_incarnation(options.incarnation);
+  ESKER_ASSIGN_OR_RETURN(const v1::OpenRunResponse response,
+                         connection->CallUntil("OpenRun", &v1::Coordinator::Stub::OpenRun, request,
+                                               Deadline::After(options.connect_timeout_ms)));
+  auto impl = std::make_unique<Impl>(options, response.attempt(), std::move(connection));
+  ESKER_RETURN_IF_ERROR(impl->saver.Prefault());
+  return std::unique_ptr<Checkpointer>(new Checkpointer(std::move(impl)));
+}
+
+Checkpointer::Checkpointer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Checkpointer::~Checkpointer() {
+  // After fork() there are no threads to join, and gRPC can't be shut down: the child leaves all of it to its
+  // end.
+  if (impl_->saver.Forked()) static_cast<void>(impl_.release());
+}
+
+absl::StatusOr<SaveHandle> Checkpointer::Save(uint64_t step, const State& state) {
+  return impl_->saver.Save(step, state);
+}
+
+absl::StatusOr<std::optional<uint64_t>> Checkpointer::LatestStep() { return FindLatestStep(impl_->Access()); }
+
+absl::StatusOr<uint64_t> Checkpointer::Restore(std::optional<uint64_t> step,
+                                               const std::vector<TargetTensor>& tensors) {
+  ESKER_ASSIGN_OR_RETURN(const std::unique_ptr<CheckpointReader> reader, OpenCheckpoint(step));
+  RestoreRequest request;
+  request.tensors = tensors;
+  request.preferred_rank = impl_->options.rank;
+  ESKER_RETURN_IF_ERROR(reader->Restore(request));
+  return reader->info().step;
+}
+
+absl::StatusOr<std::unique_ptr<CheckpointReader>> Checkpointer::OpenCheckpoint(std::optional<uint64_t> step) {
+  return OpenCheckpointReader(impl_->Access(), step);
+}
+
+absl::StatusOr<std::vector<CheckpointInfo>> Checkpointer::List() { return ListCheckpoints(impl_->Access()); }
+
+uint64_t Checkpointer::attempt() const { return impl_->attempt; }
+
+const CheckpointerOptions& Checkpointer::options() const { return impl_->options; }
+
+}  // namespace esker

@@ -1,0 +1,96 @@
+// The way to one server: its channels, how long a call may take, and trying again.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/backoff.h"
+#include "client/deadline.h"
+#include "client/rpc_status.h"
+#include "format/base/mutex.h"
+#include "format/base/status.h"
+#include "format/proto/service.grpc.pb.h"
+#include "grpcpp/channel.h"
+
+namespace esker {
+
+// The longest request that a server takes (docs/protocol.md).
+inline constexpr uint64_t kMaxRequestBytes = 64 << 20;
+
+// Thread-safe. Connects at the first call. Each channel is a TCP connection of its own; a peer that hangs is
+// noticed within 20 s (keepalive), and then fails what is under way with kUnavailable.
+class Connection {
+ public:
+  // kInvalidArgument unless `server` is "host:port".
+  static absl::StatusOr<std::shared_ptr<Connection>> Make(const std::string& server);
+
+  const std::string& server() const { return server_; }
+
+  // One try of a unary RPC. The error says which server and call.
+  template <typename Stub, typename Request, typename Response>
+  absl::StatusOr<Response> Call(std::string_view name,
+                                grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                                const Request& request, const Deadline& deadline) {
+    std::shared_ptr<Stub> stub = GetStub(static_cast<Stub*>(nullptr));
+    grpc::ClientContext context;
+    context.set_deadline(deadline.ForGrpc());
+    Response response;
+    const grpc::Status status = (stub.get()->*method)(&context, request, &response);
+    if (!status.ok()) return FromGrpc(status, server_, name);
+    return response;
+  }
+
+  // Tries again while the server is not reached, until the deadline.
+  template <typename Stub, typename Request, typename Response>
+  absl::StatusOr<Response> CallUntil(std::string_view name,
+                                     grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                                  Response*),
+                                     const Request& request, const Deadline& deadline) {
+    Backoff backoff;
+    absl::Status why;
+    while (true) {
+      absl::StatusOr<Response> response = Call(name, method, request, deadline);
+      if (response.ok() || RetryOf(response.status()) != Retry::kAlways) return response;
+      // The last try is often cut short by the deadline, and then says less than the one before.
+      if (why.ok() || absl::IsUnavailable(response.status())) why = response.status();
+      if (deadline.Passed()) return GaveUp(why);
+      ResetControl();
+      backoff.Sleep(deadline);
+    }
+  }
+
+  // For the raw streams; `index` tells connections apart. Made when first asked for.
+  std::shared_ptr<grpc::Channel> DataChannel(size_t index);
+  // The channel that Call uses: for streams of few bytes.
+  std::shared_ptr<grpc::Channel> ControlChannel();
+  // For calls that Call can't make.
+  std::shared_ptr<v1::Store::Stub> store_stub() { return GetStub(static_cast<v1::Store::Stub*>(nullptr)); }
+
+  // Forgets the channels, so that what follows connects anew at once. Calls and streams under way keep
+  // theirs until they end; a channel without any is closed, whatever its peer does.
+  void Reset();
+  void ResetControl();
+  void ResetData(size_t index);
+
+ private:
+  explicit Connection(std::string server) : server_(std::move(server)) {}
+
+  void EnsureControl() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::shared_ptr<v1::Coordinator::Stub> GetStub(v1::Coordinator::Stub*);
+  std::shared_ptr<v1::Store::Stub> GetStub(v1::Store::Stub*);
+  // An unreachable server's error as kUnavailable, with what to check.
+  static absl::Status GaveUp(const absl::Status& why);
+
+  const std::string server_;
+
+  Mutex mu_;
+  std::shared_ptr<grpc::Channel> control_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<v1::Coordinator::Stub> coordinator_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<v1::Store::Stub> store_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::shared_ptr<grpc::Channel>> data_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace esker

@@ -1,0 +1,82 @@
+// One save of one rank's part, from the snapshot to the commit, through restarts of the server.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "client/connection.h"
+#include "client/save_state.h"
+#include "client/snapshot.h"
+#include "client/uploader.h"
+#include "format/base/thread_pool.h"
+#include "format/proto/service.pb.h"
+
+namespace esker {
+
+struct PartSenderOptions {
+  std::string run;
+  uint64_t attempt = 0;
+  uint64_t step = 0;
+  uint32_t rank = 0;
+  uint32_t world_size = 1;
+  UploadOptions upload;
+  uint64_t timeout_ms = 600'000;
+};
+
+// Layouts that a server is known to hold, so that a save of the same topology does not send one again.
+using KnownLayouts = absl::flat_hash_set<Hash128>;
+
+// Used by one thread, once.
+//
+// BeginSave, then Upload, SealPart, ReportPart and WaitSave. After an error that may pass, it connects anew,
+// asks how the save stands, and goes on from the last thing that is known to be durable: a sealed part is
+// only reported again, anything before that is offered again.
+class PartSender {
+ public:
+  // All must outlive the sender.
+  PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
+             ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters);
+
+  // Blocks until the checkpoint is committed, or the save has failed for good; then the server was told, if
+  // it can be told at all. Takes at most timeout_ms, and a few seconds. Afterwards nothing of this save is on
+  // its way, except what a broken connection may not have dropped yet: that holds views of the snapshot's
+  // block.
+  absl::Status Run();
+
+ private:
+  absl::Status RunAttempts();
+  absl::Status Attempt();
+  // Whether the save that this one began is still under way, after the connection was lost.
+  absl::Status CheckStillOpen(const Deadline& deadline);
+  absl::Status Begin();
+  absl::Status Seal();
+  absl::StatusOr<v1::SealPartResponse> CallSeal(const std::string& part_envelope);
+  absl::Status Report();
+  absl::Status AwaitCommit();
+  // Sets committed_ and ended_by_server_ if the save has ended; an error if it ended without a checkpoint.
+  absl::Status TakeStatus(const v1::SaveStatus& status);
+  // Tells the other ranks that this one can't go on. Returns OK if it turns out that the checkpoint was
+  // committed.
+  absl::Status Abort(const absl::Status& why);
+  std::string PartEnvelope() const;
+  Deadline CallDeadline() const;
+
+  const Snapshot* const snapshot_;
+  const PartSenderOptions options_;
+  Connection* const connection_;
+  KnownLayouts* const known_layouts_;
+  SaveCounters* const counters_;
+  const Deadline deadline_;
+  Uploader uploader_;
+
+  v1::SaveContext save_;
+  bool begun_ = false;
+  bool ended_by_server_ = false;  // committed or aborted, as the server said: there is nothing to abort
+  bool committed_ = false;
+  std::optional<v1::ReportPartRequest> report_;  // since the part is sealed
+};
+
+}  // namespace esker

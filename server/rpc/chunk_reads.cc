@@ -1,0 +1,54 @@
+#include "server/rpc/chunk_reads.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "format/base/status.h"
+
+namespace esker {
+namespace {
+
+HeldChunkOr Hold(ReadBudget* budget, absl::StatusOr<ChunkRead> chunk) {
+  if (chunk.ok()) return std::make_shared<HeldChunk>(budget, *std::move(chunk));
+  budget->GiveBack(LargestRecordBytes());
+  return chunk.status();
+}
+
+}  // namespace
+
+uint64_t LargestRecordBytes() { return RecordBytes(kMaxChunkBytes); }
+
+HeldChunk::HeldChunk(ReadBudget* budget, ChunkRead chunk)
+    : budget_(budget), chunk_(std::move(chunk)), budget_bytes_(chunk_.record.size()) {
+  ESKER_CHECK(budget_bytes_ <= LargestRecordBytes());
+  budget_->GiveBack(LargestRecordBytes() - budget_bytes_);
+}
+
+HeldChunk::~HeldChunk() {
+  // The memory first: whoever sees that the budget is whole may close the pool.
+  chunk_.record = Buffer();
+  budget_->GiveBack(budget_bytes_);
+}
+
+void ReadHeldChunk(RpcBackend* backend, const Hash128& hash, std::function<absl::Status()> wanted,
+                   std::function<void(HeldChunkOr)> done) {
+  auto read = [backend, hash, wanted = std::move(wanted), done = std::move(done)] {
+    if (const absl::Status status = wanted(); !status.ok()) {
+      backend->read_budget.GiveBack(LargestRecordBytes());
+      return done(status);
+    }
+    backend->store->ReadChunk(hash, [backend, done](absl::StatusOr<ChunkRead> chunk) {
+      HeldChunkOr held = Hold(&backend->read_budget, std::move(chunk));
+      // On one of the store's threads: what follows must not hold up its next read.
+      backend->streams.Schedule([done, held = std::move(held)]() mutable { done(std::move(held)); });
+    });
+  };
+  backend->read_budget.Acquire(LargestRecordBytes(),
+                               [backend, read = std::move(read)] { backend->reads.Schedule(read); });
+}
+
+int64_t RenewIntervalMillis(const RpcOptions& options) {
+  return static_cast<int64_t>(std::min<uint64_t>(1000, options.read_lease_ttl_ms / 4));
+}
+
+}  // namespace esker

@@ -1,0 +1,175 @@
+#include "tests/integration/test_state.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace esker::testing {
+namespace {
+
+uint64_t Mix(uint64_t x) {  // SplitMix64
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+uint64_t NameSeed(const std::string& name, uint64_t seed) {
+  uint64_t state = Mix(seed);
+  for (const char c : name) state = Mix(state ^ static_cast<unsigned char>(c));
+  return state;
+}
+
+uint64_t Elements(const std::vector<uint64_t>& extent) {
+  uint64_t count = 1;
+  for (const uint64_t length : extent) count *= length;
+  return count;
+}
+
+std::string Describe(const TensorBox& box) {
+  return absl::StrCat(box.name, " ", std::string(ElementTypeName(box.type)), " [",
+                      absl::StrJoin(box.shape, ","), "] at [", absl::StrJoin(box.offset, ","), "] of [",
+                      absl::StrJoin(box.extent, ","), "]");
+}
+
+}  // namespace
+
+std::vector<std::byte> BoxContent(const TensorBox& box, uint64_t seed) {
+  const uint64_t element_bytes = ElementSize(box.type);
+  const uint64_t count = Elements(box.extent);
+  const uint64_t name_seed = NameSeed(box.name, seed);
+  std::vector<std::byte> content(count * element_bytes);
+  std::vector<uint64_t> at = box.offset;  // of the element in the global tensor
+  for (uint64_t i = 0; i < count; ++i) {
+    uint64_t index = 0;
+    for (size_t d = 0; d < box.shape.size(); ++d) index = index * box.shape[d] + at[d];
+    const uint64_t words[2] = {Mix(name_seed + index), Mix(name_seed ^ ~index)};
+    std::memcpy(content.data() + i * element_bytes, words, std::min<uint64_t>(element_bytes, sizeof(words)));
+    for (size_t d = box.shape.size(); d-- > 0;) {
+      if (++at[d] < box.offset[d] + box.extent[d]) break;
+      at[d] = box.offset[d];
+    }
+  }
+  return content;
+}
+
+std::string ItemContent(const std::string& name, uint32_t rank, uint64_t bytes, uint64_t seed) {
+  std::string content(bytes, '\0');
+  std::mt19937_64 random(NameSeed(name, seed + rank));
+  for (char& c : content) c = static_cast<char>(random());
+  return content;
+}
+
+void RankState::AddTensor(const TensorBox& box, uint64_t seed) {
+  memory_.push_back(BoxContent(box, seed));
+  state_.tensors.push_back({box, memory_.back().data()});
+}
+
+void RankState::AddItem(const std::string& name, std::string bytes) {
+  items_.push_back(std::make_unique<std::string>(std::move(bytes)));
+  state_.items.push_back({name, *items_.back()});
+}
+
+uint64_t RankState::tensor_bytes() const {
+  uint64_t bytes = 0;
+  for (const std::vector<std::byte>& memory : memory_) bytes += memory.size();
+  return bytes;
+}
+
+RestoreTarget::RestoreTarget(std::vector<TensorBox> boxes) : boxes_(std::move(boxes)) {
+  for (const TensorBox& box : boxes_) {
+    memory_.emplace_back(Elements(box.extent) * ElementSize(box.type), std::byte{0xEE});
+  }
+}
+
+std::vector<TargetTensor> RestoreTarget::tensors() {
+  std::vector<TargetTensor> tensors;
+  for (size_t i = 0; i < boxes_.size(); ++i) tensors.push_back({boxes_[i], memory_[i].data()});
+  return tensors;
+}
+
+std::string RestoreTarget::Difference(uint64_t seed) const {
+  for (size_t i = 0; i < boxes_.size(); ++i) {
+    const std::vector<std::byte> expected = BoxContent(boxes_[i], seed);
+    const auto [at, other] =
+        std::mismatch(memory_[i].begin(), memory_[i].end(), expected.begin(), expected.end());
+    if (at == memory_[i].end() && other == expected.end()) continue;
+    return absl::StrCat(Describe(boxes_[i]), ": differs from byte ", at - memory_[i].begin(), " on");
+  }
+  return "";
+}
+
+std::vector<TensorBox> RowShards(const std::vector<GlobalTensor>& tensors, uint32_t rank, uint32_t ranks) {
+  std::vector<TensorBox> boxes;
+  for (const GlobalTensor& tensor : tensors) {
+    TensorBox box{tensor.name, tensor.type, tensor.shape, std::vector<uint64_t>(tensor.shape.size()),
+                  tensor.shape};
+    if (tensor.shape.empty()) {
+      if (rank == 0) boxes.push_back(box);
+      continue;
+    }
+    const uint64_t begin = tensor.shape[0] * rank / ranks;
+    box.offset[0] = begin;
+    box.extent[0] = tensor.shape[0] * (rank + 1) / ranks - begin;
+    if (box.extent[0] > 0) boxes.push_back(box);
+  }
+  return boxes;
+}
+
+std::vector<TensorBox> RandomGrid(const GlobalTensor& tensor, std::mt19937_64& random) {
+  std::vector<TensorBox> boxes = {{tensor.name, tensor.type, tensor.shape, {}, {}}};
+  for (const uint64_t length : tensor.shape) {
+    std::vector<uint64_t> bounds = {0, length};
+    for (uint64_t cuts = random() % 3; cuts > 0 && length > 1; --cuts)
+      bounds.push_back(1 + random() % (length - 1));
+    std::sort(bounds.begin(), bounds.end());
+    bounds.erase(std::unique(bounds.begin() + 1, bounds.end()), bounds.end());
+    std::vector<TensorBox> finer;
+    for (const TensorBox& box : boxes) {
+      for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+        finer.push_back(box);
+        finer.back().offset.push_back(bounds[i]);
+        finer.back().extent.push_back(bounds[i + 1] - bounds[i]);
+      }
+    }
+    boxes = std::move(finer);
+  }
+  return boxes;
+}
+
+TensorBox RandomBox(const GlobalTensor& tensor, std::mt19937_64& random) {
+  TensorBox box{tensor.name, tensor.type, tensor.shape, {}, {}};
+  for (const uint64_t length : tensor.shape) {
+    uint64_t begin = random() % (length + 1), end = random() % (length + 1);
+    if (begin > end) std::swap(begin, end);
+    box.offset.push_back(begin);
+    box.extent.push_back(end - begin);
+  }
+  return box;
+}
+
+std::vector<GlobalTensor> RandomTensors(std::mt19937_64& random) {
+  constexpr ElementType kTypes[] = {
+      ElementType::kF32,    ElementType::kBF16, ElementType::kF16, ElementType::kF8E4M3, ElementType::kBool,
+      ElementType::kF8E5M2, ElementType::kF64,  ElementType::kI8,  ElementType::kC128,   ElementType::kI64};
+  std::vector<GlobalTensor> tensors;
+  for (const ElementType type : kTypes) {
+    GlobalTensor tensor{
+        absl::StrCat("layer.", tensors.size(), ".", std::string(ElementTypeName(type))), type, {}};
+    for (uint64_t dimensions = random() % 5; dimensions > 0; --dimensions)
+      tensor.shape.push_back(1 + random() % 24);
+    tensors.push_back(std::move(tensor));
+  }
+  tensors.push_back({"scalar", ElementType::kU64, {}});
+  tensors.push_back({"empty", ElementType::kBF16, {0, 16}});
+  tensors.push_back({"row", ElementType::kF8E4M3, {1, 100'000 + random() % 1000}});
+  tensors.push_back({"large", ElementType::kF32, {700 + random() % 100, 1999}});  // more than one chunk
+  return tensors;
+}
+
+}  // namespace esker::testing
