@@ -1,5 +1,6 @@
 #include "server/io/disk.h"
 
+#include <optional>
 #include <utility>
 
 #include "format/base/mutex.h"
@@ -18,19 +19,17 @@ template <typename Start>
 absl::Status WaitFor(const Start& start) {
   ESKER_CHECK(!OnEngineThread());
   Mutex mu;
-  CondVar ended_changed;
-  bool ended = false;
-  absl::Status result;
+  CondVar ended;
+  std::optional<absl::Status> result;
   start([&](absl::Status status) {
     // Notifies under the lock: the waiter's frame may be gone right after.
     MutexLock lock(&mu);
     result = std::move(status);
-    ended = true;
-    ended_changed.NotifyOne();
+    ended.NotifyOne();
   });
   MutexLock lock(&mu);
-  while (!ended) ended_changed.Wait(&mu);
-  return result;
+  while (!result.has_value()) ended.Wait(&mu);
+  return *std::move(result);
 }
 
 absl::StatusOr<std::unique_ptr<IoEngine>> StartEngine(const std::string& directory, DiskEngine engine) {

@@ -45,10 +45,10 @@ void RawStream::OnReadDone(bool ok) {
   EndWork();
 }
 
-void RawStream::Send(grpc::ByteBuffer message, std::function<void()> sent) {
+void RawStream::Send(const grpc::ByteBuffer& message, std::function<void()> sent) {
   MutexLock lock(&mu_);
   if (broken_ || finished_) return;
-  queue_.push_back({std::move(message), std::move(sent)});
+  queue_.push_back({message, std::move(sent)});
   if (!writing_) WriteFrontLocked();
 }
 

@@ -60,7 +60,7 @@ class RawStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
 
   // Queues a message. `sent` is called, on any thread, when gRPC has taken it; never if the stream breaks
   // before.
-  void Send(grpc::ByteBuffer message, std::function<void()> sent = nullptr);
+  void Send(const grpc::ByteBuffer& message, std::function<void()> sent = nullptr);
 
   // While there is work the stream is not destroyed.
   void BeginWork();

@@ -347,7 +347,7 @@ absl::StatusOr<std::vector<SaveRef>> Index::ListSaves() const {
   ESKER_RETURN_IF_ERROR(FromRocks(at->status(), impl_->directory, "listing saves"));
   ESKER_RETURN_IF_ERROR(impl_->Scan(kManifests, "", [&](std::string_view key, std::string_view) {
     absl::StatusOr<SaveRef> save = DecodeSaveKey(key);
-    if (save.ok()) saves.insert(*std::move(save));
+    if (save.ok()) saves.insert(*save);
     return save.status();
   }));
   return std::vector<SaveRef>(saves.begin(), saves.end());

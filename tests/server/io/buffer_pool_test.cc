@@ -68,7 +68,7 @@ TEST(BufferPool, MovedFromBufferGivesNothingBackAndAssignmentGivesTheOldPieceBac
   Buffer second = pool.Acquire(kBlockBytes);
   std::byte* const kept = second.data();
   first = std::move(second);
-  EXPECT_FALSE(second);
+  EXPECT_FALSE(second);  // NOLINT(bugprone-use-after-move): that is what is tested
   EXPECT_EQ(first.data(), kept);
   EXPECT_EQ(pool.in_use_bytes(), kBlockBytes);
   Buffer& alias = first;

@@ -6,8 +6,6 @@
 namespace esker::testing {
 namespace {
 
-using ::testing::HasSubstr;
-
 class PutStreamTest : public RpcTest {
  protected:
   PutStreamTest() { StartServer(); }
