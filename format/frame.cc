@@ -38,7 +38,9 @@ static_assert(offsetof(RawChunkFrame, raw_bytes) == 24);
 static_assert(offsetof(RawChunkFrame, stored_bytes) == 32);
 static_assert(offsetof(RawChunkFrame, hash) == 40);
 
-absl::Status Invalid(std::string_view what) { return absl::InvalidArgumentError(StrCat("frame: ", what)); }
+absl::Status InvalidFrame(std::string_view what) {
+  return absl::InvalidArgumentError(StrCat("frame: ", what));
+}
 
 std::string EncodePrefix(FrameType type, uint64_t tag) {
   std::string frame(kFramePrefixBytes, '\0');
@@ -58,7 +60,7 @@ void AppendLittle(std::string* to, T value) {
 absl::Status ExpectType(ByteView frame, FrameType type) {
   ESKER_ASSIGN_OR_RETURN(const FramePrefix prefix, DecodeFramePrefix(frame));
   if (prefix.type != type) {
-    return Invalid(
+    return InvalidFrame(
         StrCat("expected type ", static_cast<int>(type), ", found ", static_cast<int>(prefix.type)));
   }
   return absl::OkStatus();
@@ -66,7 +68,7 @@ absl::Status ExpectType(ByteView frame, FrameType type) {
 
 absl::Status ExpectBytes(ByteView frame, size_t expected) {
   if (frame.size() == expected) return absl::OkStatus();
-  return Invalid(StrCat("expected ", expected, " bytes, found ", frame.size()));
+  return InvalidFrame(StrCat("expected ", expected, " bytes, found ", frame.size()));
 }
 
 std::string EncodeStatusFrame(FrameType type, uint64_t tag, const absl::Status& status) {
@@ -82,15 +84,15 @@ std::string EncodeStatusFrame(FrameType type, uint64_t tag, const absl::Status& 
 
 absl::StatusOr<FramePrefix> DecodeFramePrefix(ByteView frame) {
   if (frame.size() < kFramePrefixBytes) {
-    return Invalid(StrCat("expected at least ", kFramePrefixBytes, " bytes, found ", frame.size()));
+    return InvalidFrame(StrCat("expected at least ", kFramePrefixBytes, " bytes, found ", frame.size()));
   }
   const auto type = LoadLittle<uint8_t>(frame.data());
   if (type < static_cast<uint8_t>(FrameType::kHello) || type > static_cast<uint8_t>(FrameType::kError)) {
-    return Invalid(StrCat("expected type 1 to 5, found ", type));
+    return InvalidFrame(StrCat("expected type 1 to 5, found ", type));
   }
   const ByteView zeros = frame.subspan(1, kTagAt - 1);
   if (!std::all_of(zeros.begin(), zeros.end(), [](std::byte b) { return b == std::byte{0}; })) {
-    return Invalid("expected 0 in bytes 1 to 7");
+    return InvalidFrame("expected 0 in bytes 1 to 7");
   }
   return FramePrefix{static_cast<FrameType>(type), LoadLittle<uint64_t>(frame.data() + kTagAt)};
 }
@@ -103,7 +105,7 @@ std::string EncodeHello(std::string_view body) {
 absl::StatusOr<std::string_view> DecodeHello(ByteView frame) {
   ESKER_RETURN_IF_ERROR(ExpectType(frame, FrameType::kHello));
   if (frame.size() > kMaxControlFrameBytes) {
-    return Invalid(
+    return InvalidFrame(
         StrCat("expected a hello of at most ", kMaxControlFrameBytes, " bytes, found ", frame.size()));
   }
   return AsText(frame.subspan(kFramePrefixBytes));
@@ -127,7 +129,7 @@ absl::StatusOr<ChunkInfo> DecodeChunkFrame(ByteView frame) {
   ESKER_RETURN_IF_ERROR(ExpectBytes(frame, kChunkFrameBytes));
   RawChunkFrame raw;
   std::memcpy(&raw, frame.data(), sizeof(raw));
-  if (raw.reserved != 0) return Invalid(StrCat("expected 0 in bytes 18 and 19, found ", raw.reserved));
+  if (raw.reserved != 0) return InvalidFrame(StrCat("expected 0 in bytes 18 and 19, found ", raw.reserved));
   ChunkInfo info;
   info.codec = static_cast<CodecId>(raw.codec);
   info.dtype = static_cast<DType>(raw.dtype);
@@ -151,18 +153,18 @@ std::string EncodeErrorFrame(uint64_t tag, const absl::Status& status) {
 absl::Status DecodeStatusFrame(ByteView frame, absl::Status* status) {
   ESKER_ASSIGN_OR_RETURN(const FramePrefix prefix, DecodeFramePrefix(frame));
   if (prefix.type != FrameType::kAck && prefix.type != FrameType::kError) {
-    return Invalid(
+    return InvalidFrame(
         StrCat("expected an acknowledgement or an error, found type ", static_cast<int>(prefix.type)));
   }
   if (frame.size() < kStatusHeaderBytes || frame.size() > kMaxControlFrameBytes) {
-    return Invalid(StrCat("expected ", kStatusHeaderBytes, " to ", kMaxControlFrameBytes, " bytes, found ",
-                          frame.size()));
+    return InvalidFrame(StrCat("expected ", kStatusHeaderBytes, " to ", kMaxControlFrameBytes,
+                               " bytes, found ", frame.size()));
   }
   const auto code = LoadLittle<uint32_t>(frame.data() + kFramePrefixBytes);
   if (code > static_cast<uint32_t>(absl::StatusCode::kUnauthenticated)) {
-    return Invalid(StrCat("expected a status code of 0 to 16, found ", code));
+    return InvalidFrame(StrCat("expected a status code of 0 to 16, found ", code));
   }
-  if (prefix.type == FrameType::kError && code == 0) return Invalid("an error frame says OK");
+  if (prefix.type == FrameType::kError && code == 0) return InvalidFrame("an error frame says OK");
   const auto message_bytes = LoadLittle<uint32_t>(frame.data() + kFramePrefixBytes + sizeof(code));
   ESKER_RETURN_IF_ERROR(ExpectBytes(frame, kStatusHeaderBytes + uint64_t{message_bytes}));
   *status =

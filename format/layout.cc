@@ -21,7 +21,9 @@ std::string Describe(const ShardSpec& spec) {
   return StrCat("tensor \"", Printable(spec.name), "\", box ", spec.box.ToString());
 }
 
-absl::Status Invalid(std::string_view what) { return absl::InvalidArgumentError(StrCat("layout: ", what)); }
+absl::Status InvalidLayout(std::string_view what) {
+  return absl::InvalidArgumentError(StrCat("layout: ", what));
+}
 
 // The first pair in the group, if there is one, whose boxes share an element; swept along dimension 0.
 absl::Status FindOverlapBySweep(SpecPointers group) {
@@ -36,8 +38,8 @@ absl::Status FindOverlapBySweep(SpecPointers group) {
     }
     for (const ShardSpec* other : open) {
       if (Intersect(spec->box, other->box).has_value()) {
-        return Invalid(StrCat(Describe(*spec), ": overlaps this rank's box ", other->box.ToString(),
-                              " of the same tensor; each element is saved once a rank"));
+        return InvalidLayout(StrCat(Describe(*spec), ": overlaps this rank's box ", other->box.ToString(),
+                                    " of the same tensor; each element is saved once a rank"));
       }
     }
     open.push_back(spec);
@@ -83,13 +85,13 @@ absl::Status CheckSpecs(std::vector<const ShardSpec*> sorted) {
       const ShardSpec& one = *sorted[first];
       const ShardSpec& other = *sorted[i];
       if (one.dtype != other.dtype || one.shape != other.shape) {
-        return Invalid(StrCat("tensor \"", Printable(one.name),
-                              "\": two of its shards have different dtypes (", DTypeName(one.dtype), ", ",
-                              DTypeName(other.dtype), ") or shapes (", WholeBox(one.shape).ToString(), ", ",
-                              WholeBox(other.shape).ToString(), ")"));
+        return InvalidLayout(
+            StrCat("tensor \"", Printable(one.name), "\": two of its shards have different dtypes (",
+                   DTypeName(one.dtype), ", ", DTypeName(other.dtype), ") or shapes (",
+                   WholeBox(one.shape).ToString(), ", ", WholeBox(other.shape).ToString(), ")"));
       }
       if (sorted[i - 1]->box.offset == other.box.offset) {
-        return Invalid(StrCat(Describe(other), ": a shard with this name and offset was given twice"));
+        return InvalidLayout(StrCat(Describe(other), ": a shard with this name and offset was given twice"));
       }
       continue;
     }
@@ -168,7 +170,7 @@ absl::Status AddItemNames(const std::vector<std::string>& item_names, v1::Layout
   for (size_t i = 0; i < sorted.size(); ++i) {
     ESKER_RETURN_IF_ERROR(ValidateTensorName(sorted[i]));
     if (i > 0 && sorted[i] == sorted[i - 1]) {
-      return Invalid(StrCat("item \"", Printable(sorted[i]), "\": given twice"));
+      return InvalidLayout(StrCat("item \"", Printable(sorted[i]), "\": given twice"));
     }
     layout->add_item_names(sorted[i]);
   }
@@ -178,11 +180,11 @@ absl::Status AddItemNames(const std::vector<std::string>& item_names, v1::Layout
 // Where a layout's chunks begin, with their end at last. Fails on a chunk that can't be.
 absl::StatusOr<std::vector<uint64_t>> CheckChunks(const v1::Layout& layout) {
   if (layout.chunk_raw_bytes_size() != layout.chunk_dtype_size()) {
-    return Invalid(StrCat(layout.chunk_raw_bytes_size(), " chunk lengths, but ", layout.chunk_dtype_size(),
-                          " chunk dtypes"));
+    return InvalidLayout(StrCat(layout.chunk_raw_bytes_size(), " chunk lengths, but ",
+                                layout.chunk_dtype_size(), " chunk dtypes"));
   }
   if (static_cast<uint64_t>(layout.chunk_raw_bytes_size()) > kMaxPartChunks) {
-    return Invalid(
+    return InvalidLayout(
         StrCat("expected at most ", kMaxPartChunks, " chunks, found ", layout.chunk_raw_bytes_size()));
   }
   std::vector<uint64_t> begins = {0};
@@ -190,13 +192,13 @@ absl::StatusOr<std::vector<uint64_t>> CheckChunks(const v1::Layout& layout) {
   for (int i = 0; i < layout.chunk_raw_bytes_size(); ++i) {
     const std::optional<DType> dtype = DTypeFromNumber(layout.chunk_dtype(i));
     if (!dtype.has_value()) {
-      return Invalid(
+      return InvalidLayout(
           StrCat("chunk ", i, ": dtype number ", layout.chunk_dtype(i), " is not in this version's table"));
     }
     const uint64_t bytes = layout.chunk_raw_bytes(i);
     if (bytes == 0 || bytes > kMaxChunkBytes || bytes % ElementBytes(*dtype) != 0) {
-      return Invalid(StrCat("chunk ", i, ": expected 1 to ", kMaxChunkBytes, " raw bytes in whole ",
-                            DTypeName(*dtype), " elements, found ", bytes));
+      return InvalidLayout(StrCat("chunk ", i, ": expected 1 to ", kMaxChunkBytes, " raw bytes in whole ",
+                                  DTypeName(*dtype), " elements, found ", bytes));
     }
     begins.push_back(begins.back() + bytes);  // at most 2^24 chunks of at most 2^22 bytes: no overflow
   }
@@ -315,8 +317,8 @@ std::optional<uint64_t> CheckedSum(const Numbers& numbers) {
 absl::StatusOr<v1::Layout> BuildLayout(const std::vector<ShardSpec>& shards,
                                        const std::vector<std::string>& item_names, uint64_t chunk_bytes) {
   if (chunk_bytes < kLargestElementBytes || chunk_bytes > kMaxChunkBytes) {
-    return Invalid(StrCat("expected chunks of ", kLargestElementBytes, " to ", kMaxChunkBytes,
-                          " bytes, found ", chunk_bytes));
+    return InvalidLayout(StrCat("expected chunks of ", kLargestElementBytes, " to ", kMaxChunkBytes,
+                                " bytes, found ", chunk_bytes));
   }
   std::vector<const ShardSpec*> sorted;
   sorted.reserve(shards.size());
@@ -330,8 +332,8 @@ absl::StatusOr<v1::Layout> BuildLayout(const std::vector<ShardSpec>& shards,
   const std::optional<uint64_t> total = CheckedSum(sizes);
   // Each shard may leave a last chunk half full.
   if (!total.has_value() || *total / chunk_bytes + sizes.size() > kMaxPartChunks) {
-    return Invalid(StrCat("its ", sizes.size(), " shards would take more than ", kMaxPartChunks,
-                          " chunks of ", chunk_bytes, " bytes: spread them over more ranks"));
+    return InvalidLayout(StrCat("its ", sizes.size(), " shards would take more than ", kMaxPartChunks,
+                                " chunks of ", chunk_bytes, " bytes: spread them over more ranks"));
   }
 
   v1::Layout layout;
@@ -363,8 +365,8 @@ absl::Status ValidateLayout(const v1::Layout& layout) {
   for (int i = 0; i < layout.item_names_size(); ++i) {
     ESKER_RETURN_IF_ERROR(Annotate(ValidateTensorName(layout.item_names(i)), StrCat("layout: item ", i)));
     if (i > 0 && layout.item_names(i - 1) >= layout.item_names(i)) {
-      return Invalid(StrCat("item ", i, " (\"", Printable(layout.item_names(i)),
-                            "\"): expected items in the order of their names, each once"));
+      return InvalidLayout(StrCat("item ", i, " (\"", Printable(layout.item_names(i)),
+                                  "\"): expected items in the order of their names, each once"));
     }
   }
   return absl::OkStatus();

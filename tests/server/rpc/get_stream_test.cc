@@ -148,7 +148,8 @@ TEST_F(SmallPoolGetStream, ThrownOutStreamsThatWaitForMemoryGiveBackWhatTheyHold
   TestPart part;
   const v1::SaveContext save = SaveAll(1, 8 << 20, 1, &part);
   const uint64_t lease = OpenRead(save);
-  // Each soon holds some memory, in messages that nobody takes, and waits for more: together all that reads may have.
+  // Each soon holds some memory, in messages that nobody takes, and waits for more: together all that reads
+  // may have.
   std::vector<std::unique_ptr<RawClient>> hung;
   for (int i = 0; i < 8; ++i) {
     hung.push_back(OpenGet(lease));
