@@ -30,9 +30,9 @@ HeldChunk::~HeldChunk() {
   budget_->GiveBack(budget_bytes_);
 }
 
-void ReadHeldChunk(RpcBackend* backend, const Hash128& hash, std::function<absl::Status()> wanted,
-                   std::function<void(HeldChunkOr)> done) {
-  auto read = [backend, hash, wanted = std::move(wanted), done = std::move(done)] {
+void ReadHeldChunk(RpcBackend* backend, const void* reader, const Hash128& hash,
+                   std::function<absl::Status()> wanted, std::function<void(HeldChunkOr)> done) {
+  auto read = [backend, hash, wanted = std::move(wanted), done] {
     if (const absl::Status status = wanted(); !status.ok()) {
       backend->read_budget.GiveBack(LargestRecordBytes());
       return done(status);
@@ -43,8 +43,11 @@ void ReadHeldChunk(RpcBackend* backend, const Hash128& hash, std::function<absl:
       backend->streams.Schedule([done, held = std::move(held)]() mutable { done(std::move(held)); });
     });
   };
-  backend->read_budget.Acquire(LargestRecordBytes(),
-                               [backend, read = std::move(read)] { backend->reads.Schedule(read); });
+  backend->read_budget.Acquire(
+      LargestRecordBytes(), reader, [backend, read = std::move(read), done = std::move(done)](bool granted) {
+        if (granted) return backend->reads.Schedule(read);
+        backend->streams.Schedule([done] { done(absl::CancelledError("the reader has ended")); });
+      });
 }
 
 int64_t RenewIntervalMillis(const RpcOptions& options) {

@@ -36,9 +36,9 @@ using HeldChunkOr = absl::StatusOr<std::shared_ptr<HeldChunk>>;
 
 // Calls `done` once, on one of the backend's threads; it must not wait for another read. Never blocks.
 // `wanted` is asked, on one of the backend's threads, when the read's turn comes: if it is not OK, that is
-// the answer.
-void ReadHeldChunk(RpcBackend* backend, const Hash128& hash, std::function<absl::Status()> wanted,
-                   std::function<void(HeldChunkOr)> done);
+// the answer. It is CANCELLED if `reader` was withdrawn from the read budget before.
+void ReadHeldChunk(RpcBackend* backend, const void* reader, const Hash128& hash,
+                   std::function<absl::Status()> wanted, std::function<void(HeldChunkOr)> done);
 
 // How often who reads renews the lease: once a second, or more often if it is short.
 int64_t RenewIntervalMillis(const RpcOptions& options);

@@ -42,6 +42,13 @@ std::optional<absl::Status> GetStream::OnLastMessage(bool by_client) {
   return absl::OkStatus();
 }
 
+bool GetStream::HeldTooLong(int64_t now_ms) {
+  MutexLock lock(&wants_mu_);
+  while (!sent_.empty() && sent_.front().chunk.expired()) sent_.pop_front();
+  return !sent_.empty() &&
+         now_ms - sent_.front().at_ms >= static_cast<int64_t>(backend().options.stalled_chunk_timeout_ms);
+}
+
 void GetStream::Fail(const absl::Status& status) { End(Annotate(status, "GetChunks")); }
 
 void GetStream::TakeHello(grpc::ByteBuffer* message) {
@@ -104,21 +111,25 @@ absl::Status GetStream::RenewNowAndThen() {
 void GetStream::StartReadsLocked() {
   for (size_t i = 0; i < wants_.size(); ++i) {
     if (wants_[i].reading) continue;
-    if (read_bytes_ + LargestRecordBytes() > kMaxStreamReadBytes) return;
+    if (read_bytes_ + LargestRecordBytes() > kMaxStreamReadBytes) break;
     wants_[i].reading = true;
     read_bytes_ += LargestRecordBytes();
     BeginWork();
     // Within the lock, so that reads get memory in the order in which they are sent: one that has it must not
     // wait for one that has none.
     ReadHeldChunk(
-        &backend(), wants_[i].hash,
+        &backend(), /*reader=*/this, wants_[i].hash,
         [this] { return ended() ? absl::CancelledError("the stream has ended") : RenewNowAndThen(); },
         [this, number = first_number_ + i](HeldChunkOr answer) {
           OnRead(number, std::move(answer));
           EndWork();
         });
   }
+  // It may have ended, and been withdrawn, while these got into the line.
+  if (ended()) Withdraw();
 }
+
+void GetStream::Withdraw() { backend().read_budget.Withdraw(this); }
 
 void GetStream::OnRead(uint64_t number, HeldChunkOr answer) {
   bool over = false;
@@ -142,14 +153,14 @@ void GetStream::SendReadyLocked() {
     if (want.answer->ok()) {
       SendChunkLocked(want.tag, **want.answer);
     } else {
-      Send(ToByteBuffer(EncodeErrorFrame(want.tag, want.answer->status())), [this] { OnSent(0); });
+      Send(ToByteBuffer(EncodeErrorFrame(want.tag, want.answer->status())), [this] { OnSent(0, {}); });
     }
   }
 }
 
 void GetStream::SendChunkLocked(uint64_t tag, std::shared_ptr<HeldChunk> chunk) {
   const ByteView stored = chunk->stored();
-  const auto sent = [this, bytes = stored.size()] { OnSent(bytes); };
+  const auto sent = [this, bytes = stored.size(), held = std::weak_ptr(chunk)] { OnSent(bytes, held); };
   Send(ToByteBuffer(EncodeChunkFrame(tag, chunk->info())),
        stored.empty() ? std::function<void()>(sent) : nullptr);
   for (uint64_t at = 0; at < stored.size(); at += kFrameBodyBytes) {
@@ -159,10 +170,12 @@ void GetStream::SendChunkLocked(uint64_t tag, std::shared_ptr<HeldChunk> chunk) 
   }
 }
 
-void GetStream::OnSent(uint64_t read_bytes) {
+void GetStream::OnSent(uint64_t read_bytes, std::weak_ptr<HeldChunk> chunk) {
   bool read_on = false;
   {
     MutexLock lock(&wants_mu_);
+    while (!sent_.empty() && sent_.front().chunk.expired()) sent_.pop_front();
+    if (!chunk.expired()) sent_.push_back({.chunk = std::move(chunk), .at_ms = NowMillis()});
     --in_flight_;
     read_bytes_ -= read_bytes;
     read_on = std::exchange(paused_, false);

@@ -27,8 +27,16 @@ class GetStream final : public RawStream {
     std::optional<HeldChunkOr> answer;
   };
 
+  // A chunk that gRPC has taken.
+  struct Sent {
+    std::weak_ptr<HeldChunk> chunk;
+    int64_t at_ms = 0;
+  };
+
   void OnMessage(grpc::ByteBuffer* message) override;
   std::optional<absl::Status> OnLastMessage(bool by_client) override;
+  bool HeldTooLong(int64_t now_ms) override;
+  void Withdraw() override;
 
   void TakeHello(grpc::ByteBuffer* message);
   void TakeWant(grpc::ByteBuffer* message);
@@ -41,7 +49,7 @@ class GetStream final : public RawStream {
   void SendReadyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(wants_mu_);
   void SendChunkLocked(uint64_t tag, std::shared_ptr<HeldChunk> chunk)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(wants_mu_);
-  void OnSent(uint64_t read_bytes);
+  void OnSent(uint64_t read_bytes, std::weak_ptr<HeldChunk> chunk);
 
   bool greeted_ = false;   // belongs to whoever handles the current message
   uint64_t lease_id_ = 0;  // constant after kHello
@@ -51,6 +59,7 @@ class GetStream final : public RawStream {
   std::deque<Want> wants_
       ABSL_GUARDED_BY(wants_mu_);  // not yet queued to be sent; the first has number first_number_
   uint64_t first_number_ ABSL_GUARDED_BY(wants_mu_) = 0;
+  std::deque<Sent> sent_ ABSL_GUARDED_BY(wants_mu_);    // of which gRPC may still hold bytes
   int in_flight_ ABSL_GUARDED_BY(wants_mu_) = 0;        // wants_, and what is being sent
   uint64_t read_bytes_ ABSL_GUARDED_BY(wants_mu_) = 0;  // of these, memory that is held or asked for
   bool paused_ ABSL_GUARDED_BY(wants_mu_) = false;   // reading from the client goes on when a chunk is sent

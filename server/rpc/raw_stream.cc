@@ -124,6 +124,7 @@ void RawStream::EndLocked(const absl::Status& status) {
   if (ended_) return;
   ended_ = true;
   end_status_ = status;
+  Withdraw();
 }
 
 void RawStream::BeginWork() {
@@ -164,13 +165,14 @@ absl::Status RawStream::OverdueLocked(int64_t now_ms) const {
 }
 
 void RawStream::OnTick(int64_t now_ms, bool draining) {
+  const bool held_too_long = HeldTooLong(now_ms);
   MutexLock lock(&mu_);
   if (finished_) {
     // The status went out, but gRPC can't get rid of it: the client takes nothing any more.
     if (now_ms >= finish_deadline_ms_) context_->TryCancel();
     return;
   }
-  if (writing_ && now_ms >= write_deadline_ms_) {
+  if ((writing_ && now_ms >= write_deadline_ms_) || (held_too_long && !broken_)) {
     spdlog::warn("{}: {} took no message for {} ms; the stream is cancelled", name_, context_->peer(),
                  backend_->options.stalled_chunk_timeout_ms);
     write_deadline_ms_ = now_ms + static_cast<int64_t>(backend_->options.stalled_chunk_timeout_ms);

@@ -51,6 +51,13 @@ class RawStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   // good order. Returns how the stream ends, if it has not ended already; nothing if the subclass will call
   // End itself.
   virtual std::optional<absl::Status> OnLastMessage(bool by_client) = 0;
+  // Whether gRPC holds something of this stream's for longer than stalled_chunk_timeout_ms, since the client
+  // does not take it. gRPC says that a message is sent when it has room for it, not when it is gone.
+  virtual bool HeldTooLong(int64_t now_ms) = 0;
+  // The stream has ended: takes it out of every line in which it waits for memory. What it waits for may be
+  // what gRPC holds for it, and gRPC lets go of that only when the stream is done. Called with the stream's
+  // lock held; must not block.
+  virtual void Withdraw() = 0;
 
   void ReadNext(Awaiting awaiting, int64_t chunk_deadline_ms = 0);
   // Reads no more; the status goes to the client when all work has ended and all messages are sent. The first

@@ -14,34 +14,61 @@ ReadBudget::~ReadBudget() {
   ESKER_CHECK(free_bytes_ == capacity_bytes_ && waiters_.empty());
 }
 
-void ReadBudget::Acquire(uint64_t bytes, std::function<void()> granted) {
+void ReadBudget::Acquire(uint64_t bytes, const void* reader, std::function<void(bool)> answer) {
   ESKER_CHECK(bytes <= capacity_bytes_);
   {
     MutexLock lock(&mu_);
     if (!waiters_.empty() || free_bytes_ < bytes) {
-      waiters_.push_back({bytes, std::move(granted)});
+      waiters_.push_back({bytes, reader, std::move(answer)});
       return;
     }
     free_bytes_ -= bytes;
   }
-  granted();
+  answer(true);
+}
+
+ReadBudget::Answers ReadBudget::GrantLocked() {
+  Answers granted;
+  while (!waiters_.empty() && waiters_.front().bytes <= free_bytes_) {
+    free_bytes_ -= waiters_.front().bytes;
+    granted.push_back(std::move(waiters_.front().answer));
+    waiters_.pop_front();
+  }
+  return granted;
 }
 
 void ReadBudget::GiveBack(uint64_t bytes) {
-  std::vector<std::function<void()>> granted;
+  Answers granted;
   {
     MutexLock lock(&mu_);
     free_bytes_ += bytes;
     ESKER_CHECK(free_bytes_ <= capacity_bytes_);
-    while (!waiters_.empty() && waiters_.front().bytes <= free_bytes_) {
-      free_bytes_ -= waiters_.front().bytes;
-      granted.push_back(std::move(waiters_.front().granted));
-      waiters_.pop_front();
-    }
+    granted = GrantLocked();
     // Under the lock: who waits for the last share may destroy the budget right after.
     given_back_.NotifyAll();
   }
-  for (const auto& call : granted) call();
+  for (const auto& answer : granted) answer(true);
+}
+
+void ReadBudget::Withdraw(const void* reader) {
+  Answers withdrawn;
+  Answers granted;
+  {
+    MutexLock lock(&mu_);
+    std::deque<Waiter> others;
+    for (Waiter& waiter : waiters_) {
+      if (waiter.reader == reader) {
+        withdrawn.push_back(std::move(waiter.answer));
+      } else {
+        others.push_back(std::move(waiter));
+      }
+    }
+    waiters_ = std::move(others);
+    // Who stood behind a large one may have enough.
+    granted = GrantLocked();
+  }
+  for (const auto& answer : withdrawn) answer(false);
+  for (const auto& answer : granted) answer(true);
 }
 
 bool ReadBudget::WaitUntilWhole(std::chrono::milliseconds timeout) {

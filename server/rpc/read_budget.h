@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <vector>
 
 #include "format/base/mutex.h"
 
@@ -20,10 +21,13 @@ class ReadBudget {
   ReadBudget(const ReadBudget&) = delete;
   ReadBudget& operator=(const ReadBudget&) = delete;
 
-  // `granted` is called once: at once on this thread, or later on the thread that gives enough back. It must
-  // be short and take no lock that may be held by one who calls GiveBack.
-  void Acquire(uint64_t bytes, std::function<void()> granted);
+  // `answer` is called once: with true at once on this thread, or later on the thread that gives enough back;
+  // or with false on the thread that withdraws `reader`. It must be short and take no lock that may be held
+  // by one who calls GiveBack or Withdraw.
+  void Acquire(uint64_t bytes, const void* reader, std::function<void(bool)> answer);
   void GiveBack(uint64_t bytes);
+  // Takes what waits for `reader` out of the line.
+  void Withdraw(const void* reader);
 
   // Blocks until all of it was given back. Returns false if that takes longer.
   bool WaitUntilWhole(std::chrono::milliseconds timeout);
@@ -31,8 +35,14 @@ class ReadBudget {
  private:
   struct Waiter {
     uint64_t bytes;
-    std::function<void()> granted;
+    const void* reader;
+    std::function<void(bool)> answer;
   };
+
+  using Answers = std::vector<std::function<void(bool)>>;
+
+  // Takes from the head of the line those for whom there is enough.
+  Answers GrantLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint64_t capacity_bytes_;
 

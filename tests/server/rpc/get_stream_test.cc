@@ -144,6 +144,21 @@ class SmallPoolGetStream : public RpcTest {
   }
 };
 
+TEST_F(SmallPoolGetStream, AChunkThatOnlyGrpcTookIsGivenBack) {
+  TestPart part;
+  const v1::SaveContext save = SaveAll(1, 60'000, 1, &part);
+  // What a client that reads nothing lets through is one chunk and a bit, and gRPC keeps the rest for it: the
+  // server's writes end, and yet the second chunk is not gone.
+  const std::unique_ptr<RawClient> hung = OpenGet(OpenRead(save));
+  for (size_t want = 0; want < 2; ++want) hung->Write(EncodeWant(want, part.infos[0].hash));
+  ASSERT_TRUE(Eventually([this] { return BufferBytesInUse() > 0; }));
+  EXPECT_TRUE(Eventually([this] {
+    EXPECT_OK(Call(&v1::Store::Stub::Status, {}));
+    return BufferBytesInUse() == 0;
+  }));
+  EXPECT_FALSE(hung->Finish().ok());
+}
+
 TEST_F(SmallPoolGetStream, ThrownOutStreamsThatWaitForMemoryGiveBackWhatTheyHold) {
   TestPart part;
   const v1::SaveContext save = SaveAll(1, 8 << 20, 1, &part);

@@ -88,6 +88,8 @@ void RpcTest::StartServer() {
   // Each test its own connection.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(-1);
+  // A client that reads nothing takes 64 KiB, however fast the machine.
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   channel_ = grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(), arguments);
   coordinator_ = v1::Coordinator::NewStub(channel_);
   store_ = v1::Store::NewStub(channel_);
