@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "format/base/text.h"
+#include "format/frame.h"
 #include "format/names.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -39,6 +40,8 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& server, int max_rec
   grpc::ChannelArguments args;
   args.SetMaxSendMessageSize(static_cast<int>(kMaxRequestBytes));
   args.SetMaxReceiveMessageSize(max_receive_bytes);
+  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);

@@ -27,6 +27,9 @@ inline constexpr uint64_t kFrameBodyBytes = 1 << 20;
 inline constexpr uint64_t kFramePrefixBytes = 16;
 // The longest kHello, kAck and kError.
 inline constexpr uint64_t kMaxControlFrameBytes = 4096;
+// What either side lets a stream send ahead (its HTTP/2 window). Fixed: gRPC's own estimate grows to many
+// times what a stream needs, and all of it is memory.
+inline constexpr int kStreamWindowBytes = 4 << 20;
 
 enum class FrameType : uint8_t { kHello = 1, kChunk = 2, kAck = 3, kWant = 4, kError = 5 };
 

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "format/base/status.h"
+#include "format/frame.h"
 #include "server/rpc/coordinator_service.h"
 #include "server/rpc/listen_address.h"
 #include "server/rpc/store_service.h"
@@ -35,6 +36,8 @@ void SetLimits(const RpcOptions& options, grpc::ServerBuilder* builder) {
   // Two servers on one port would each get half of the calls.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
   builder->AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
                               static_cast<int>(options.idle_timeout_ms));
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kLeastPingIntervalMs);

@@ -7,6 +7,7 @@
 // Linked into every program that uses gRPC, in the tsan build only.
 #include <dlfcn.h>
 #include <grpc/grpc.h>
+#include <grpc/slice.h>
 #include <grpc/support/alloc.h>
 
 extern "C" void __tsan_acquire(void* address);
@@ -28,6 +29,19 @@ grpc_event Delivered(grpc_event event) {
     __tsan_acquire(&allocations);
   }
   return event;
+}
+
+// A slice's memory: whoever drops the last reference destroys what another thread has made.
+struct Owned {
+  void (*destroy)(void*);
+  void* data;
+};
+
+void Destroy(void* memory) {
+  __tsan_acquire(memory);
+  auto* const owned = static_cast<Owned*>(memory);
+  owned->destroy(owned->data);
+  delete owned;
 }
 
 template <typename Function>
@@ -80,6 +94,14 @@ void grpc_metadata_array_init(grpc_metadata_array* array) {
   static auto* const original = Original<decltype(grpc_metadata_array_init)>("grpc_metadata_array_init");
   original(array);
   __tsan_release(&allocations);
+}
+
+grpc_slice grpc_slice_new_with_user_data(void* bytes, size_t size, void (*destroy)(void*), void* data) {
+  static auto* const original =
+      Original<decltype(grpc_slice_new_with_user_data)>("grpc_slice_new_with_user_data");
+  auto* const owned = new Owned{destroy, data};
+  __tsan_release(owned);
+  return original(bytes, size, Destroy, owned);
 }
 
 }  // extern "C"
