@@ -1,7 +1,6 @@
 #include "client/snapshot.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "absl/container/flat_hash_map.h"
@@ -9,6 +8,7 @@
 #include "client/parallel.h"
 #include "client/state_types.h"
 #include "format/base/status.h"
+#include "format/base/streaming_copy.h"
 #include "format/base/text.h"
 #include "format/envelope.h"
 #include "format/layout.h"
@@ -93,7 +93,7 @@ void CopyAll(const std::vector<Copy>& copies, ThreadPool* pool) {
   }
   ParallelFor(pool, job_begins.size(), [&](size_t job) {
     const size_t end = job + 1 < job_begins.size() ? job_begins[job + 1] : copies.size();
-    for (size_t i = job_begins[job]; i < end; ++i) std::memcpy(copies[i].to, copies[i].from, copies[i].bytes);
+    for (size_t i = job_begins[job]; i < end; ++i) StreamingCopy(copies[i].to, copies[i].from, copies[i].bytes);
   });
 }
 

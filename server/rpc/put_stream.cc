@@ -1,12 +1,12 @@
 #include "server/rpc/put_stream.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "format/base/status.h"
+#include "format/base/streaming_copy.h"
 #include "format/base/text.h"
 #include "format/frame.h"
 #include "server/rpc/frames.h"
@@ -145,8 +145,8 @@ absl::StatusOr<bool> PutStream::TakeBody(grpc::ByteBuffer* message) {
   }
   ESKER_RETURN_IF_ERROR(ForEachSlice(message, [this](ByteView slice) {
     std::byte* const to = record_.data() + PayloadOffset(info_.stored_bytes) + received_bytes_;
-    std::memcpy(to, slice.data(), slice.size());
-    crc_ = Crc32c({to, slice.size()}, crc_);
+    crc_ = Crc32c(slice, crc_);
+    StreamingCopy(to, slice.data(), slice.size());
     received_bytes_ += slice.size();
   }));
   return received_bytes_ == info_.stored_bytes;
