@@ -93,7 +93,8 @@ void CopyAll(const std::vector<Copy>& copies, ThreadPool* pool) {
   }
   ParallelFor(pool, job_begins.size(), [&](size_t job) {
     const size_t end = job + 1 < job_begins.size() ? job_begins[job + 1] : copies.size();
-    for (size_t i = job_begins[job]; i < end; ++i) StreamingCopy(copies[i].to, copies[i].from, copies[i].bytes);
+    for (size_t i = job_begins[job]; i < end; ++i)
+      StreamingCopy(copies[i].to, copies[i].from, copies[i].bytes);
   });
 }
 
