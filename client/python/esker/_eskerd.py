@@ -73,9 +73,12 @@ def bring_up(directory: pathlib.Path, deadline: float) -> tuple[str, "subprocess
 
     The caller holds a lock on USERS. Raises EskerError: "UNAVAILABLE", with what the server said.
     """
+    address = live_address(directory)
+    if address is not None:
+        return address, None
     with _sole_starter(directory, deadline):
         while True:
-            address = live_address(directory)
+            address = live_address(directory)  # somebody else may have started it meanwhile
             if address is not None:
                 return address, None
             started = _start(directory, deadline)
