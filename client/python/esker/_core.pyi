@@ -4,8 +4,9 @@ The package `esker` is the API for training loops; this module is what it stands
 keeps the tensors behind the addresses alive, and of the stated size, until the call returns.
 
 Every call that may block lets other Python threads run (it releases the GIL), and so does the end of an object that blocks.
-Sizes are in bytes, durations in seconds. All objects may be used by several threads at once. None survives `os.fork()`: in the
-child each method raises EskerError with code "FAILED_PRECONDITION" (start processes with the "spawn" method).
+Sizes are in bytes, durations in seconds. All objects may be used by several threads at once. Nothing here
+survives `os.fork()`: in a child of a process that has opened a Checkpointer or a Reader each method, and opening another one,
+raises EskerError with code "FAILED_PRECONDITION". Start such processes with the "spawn" method, or fork before opening.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,6 +165,11 @@ class Checkpointer:
         not fit into memory ("RESOURCE_EXHAUSTED"), and TypeError for what is no TensorBox or item; nothing is saved then. Every
         rank of the run must save the same step; nothing is visible until all have. With in_flight "wait", signal handlers run
         while it waits for the save before.
+        """
+    def abort(self, step: int, reason: str) -> None:
+        """Makes the save of `step` fail on all ranks at once, with `reason` in their handles: this rank can't take part, or gives up.
+
+        Raises EskerError: "ALREADY_EXISTS" (it is committed, and stays), "UNAVAILABLE" (after 5 s).
         """
     def latest_step(self) -> int | None:
         """The latest committed step, None if there is none. Asks the server."""

@@ -7,6 +7,7 @@
 namespace esker::python {
 
 void BindError(pybind11::module_& module);         // EskerError
+void BindTensorBox(pybind11::module_& module);     // TensorBox, the type of the tuples
 void BindInfos(pybind11::module_& module);         // CheckpointInfo, TensorInfo, ItemInfo
 void BindSaveHandle(pybind11::module_& module);    // SaveHandle, SaveProgress
 void BindCheckpoint(pybind11::module_& module);    // Checkpoint

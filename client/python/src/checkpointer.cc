@@ -63,6 +63,11 @@ class BoundCheckpointer {
     return *last_save_;
   }
 
+  void Abort(uint64_t step, const std::string& reason) {
+    Checkpointer& checkpointer = native_.get();
+    RaiseIfError(WithoutGil([&] { return checkpointer.Abort(step, reason); }));
+  }
+
   std::optional<uint64_t> LatestStep() {
     Checkpointer& checkpointer = native_.get();
     return ValueOrRaise(WithoutGil([&] { return checkpointer.LatestStep(); }));
@@ -120,6 +125,7 @@ std::unique_ptr<BoundCheckpointer> Open(const std::string& server, const std::st
   options.chunk_bytes = chunk_bytes;
   options.connect_timeout_ms = ToMilliseconds(connect_timeout, "connect_timeout");
   options.save_timeout_ms = ToMilliseconds(save_timeout, "save_timeout");
+  RequireHomeOfLibrary();
   return std::make_unique<BoundCheckpointer>(
       ValueOrRaise(WithoutGil([&] { return Checkpointer::Open(options); })));
 }
@@ -137,6 +143,7 @@ void BindCheckpointer(py::module_& module) {
            py::arg("connect_timeout") = static_cast<double>(defaults.connect_timeout_ms) / 1000,
            py::arg("save_timeout") = static_cast<double>(defaults.save_timeout_ms) / 1000)
       .def("save", &BoundCheckpointer::Save, py::arg("step"), py::arg("tensors"), py::arg("items"))
+      .def("abort", &BoundCheckpointer::Abort, py::arg("step"), py::arg("reason"))
       .def("latest_step", &BoundCheckpointer::LatestStep)
       .def("open_checkpoint", &BoundCheckpointer::OpenCheckpoint, py::arg("step") = py::none())
       .def("list", &BoundCheckpointer::List)

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
       "libesker: saves and restores sharded state. The Python API is the package `esker`, over this.";
   module.attr("__version__") = ESKER_VERSION;
   BindError(module);
+  BindTensorBox(module);
   BindInfos(module);
   BindSaveHandle(module);
   BindCheckpoint(module);

@@ -3,14 +3,11 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
-#include <unistd.h>
 
 #include <memory>
 #include <utility>
 
-#include "absl/status/status.h"
-#include "format/base/text.h"
-#include "status.h"
+#include "home_process.h"
 
 namespace esker::python {
 
@@ -20,24 +17,6 @@ auto WithoutGil(Call call) {
   const pybind11::gil_scoped_release release;
   return call();
 }
-
-// The process that made something. After fork() the child has the memory but none of the threads, and maybe
-// locks that nobody will ever release: whatever the child called might hang for ever.
-class HomeProcess {
- public:
-  bool Left() const { return ::getpid() != pid_; }
-
-  // Raises EskerError (FAILED_PRECONDITION) in another process. `what`: "Checkpointer".
-  void Require(const char* what) const {
-    if (!Left()) return;
-    RaiseIfError(absl::FailedPreconditionError(StrCat(
-        "this process (", ::getpid(), ") was forked from the one that made this ", what, " (", pid_,
-        "), and can't use it: start processes with the \"spawn\" method, and open what they need in them")));
-  }
-
- private:
-  const pid_t pid_ = ::getpid();
-};
 
 template <typename T>
 class NativeObject {

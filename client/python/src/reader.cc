@@ -26,6 +26,7 @@ std::unique_ptr<BoundReader> Make(const std::string& server, double connect_time
   options.server = server;
   options.connect_timeout_ms = ToMilliseconds(connect_timeout, "connect_timeout");
   options.threads = threads;
+  RequireHomeOfLibrary();
   return std::make_unique<BoundReader>("Reader",
                                        ValueOrRaise(WithoutGil([&] { return Reader::Open(options); })));
 }

@@ -1,5 +1,6 @@
 #include "tensor_box.h"
 
+#include <pybind11/eval.h>
 #include <pybind11/stl.h>
 
 #include <string>
@@ -7,6 +8,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "bindings.h"
 #include "format/base/text.h"
 #include "format/names.h"
 #include "status.h"
@@ -90,6 +92,11 @@ std::vector<Tensor> ToTensors(const py::sequence& boxes) {
 }
 
 }  // namespace
+
+void BindTensorBox(py::module_& module) {
+  module.attr("TensorBox") =
+      py::eval("tuple[str, str, tuple[int, ...], tuple[int, ...], tuple[int, ...], int]");
+}
 
 std::vector<SourceTensor> ToSourceTensors(const py::sequence& boxes) {
   return ToTensors<SourceTensor>(boxes);
