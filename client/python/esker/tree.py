@@ -114,13 +114,24 @@ def shown(path: Path) -> str:
     return dotted(path) or "the state itself"
 
 
+_LONGEST_NAME = 4000  # bytes: the format has room for 4096, with the owner behind it
+
+
 def _exact(path: Path) -> str:
-    """A name that no other path has, for the few that `dotted` would give to two."""
-    return json.dumps([key if isinstance(key, str) else {"key": repr(key)} for key in path])
+    """A name that no other path has, for the few whose dotted form two paths share or no name may have."""
+    text = json.dumps([key if isinstance(key, str) else {"key": repr(key)} for key in path])
+    if len(text) <= _LONGEST_NAME:
+        return text
+    return f"[{hashlib.blake2b(text.encode('ascii'), digest_size=16).hexdigest()}]"
 
 
 def _is_plain(name: str) -> bool:
-    return name != "" and not name.startswith("[") and "@rank" not in name and name != TREE_ITEM
+    try:
+        size = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+    reserved = name.startswith("[") or "@rank" in name or "\0" in name or name == TREE_ITEM
+    return 0 < size <= _LONGEST_NAME and not reserved
 
 
 def children(node: Node) -> Iterator[tuple[Key, Node]]:
