@@ -21,6 +21,8 @@ log = logging.getLogger("esker")
 _HOST_AND_PORT = re.compile(r"[^/\\]+:\d+")
 # A save's errors that the caller has to mend, in the state or the call; all others are the world's.
 _CALLERS_ERRORS = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE"}
+# Small tensors of each rank's own are compared when the world changes: an optimizer's step counts are the same on all.
+_DIGESTED_BYTES = 4096
 # Copies of tensors that can't be read into in place are made for so much at a time.
 _STAGED_BYTES = 1 << 30
 
@@ -39,7 +41,8 @@ class Checkpointer:
     What belongs to whom, when there are several ranks:
       * A DTensor is one tensor of the job: it loads on any number of ranks, meshes and placements. Replicas are saved once.
       * A plain tensor is this rank's own, as are bytes and numbers. A job with as many ranks gets each its own back. With another
-        number, what was the same on all ranks is taken, and what differed must be asked for (load's from_rank).
+        number, what was the same on all ranks is taken (of tensors those up to 4 KiB are compared), and the rest must be asked
+        for: load's from_rank.
       * A plain tensor whose path matches a pattern of `replicated` is the same on all ranks: it is saved once, the work is
         spread over the ranks, and it loads on any number of them. Every rank must have it. Its equality is not checked.
     """
@@ -173,14 +176,14 @@ class Checkpointer:
         self._raise_unraised()
         flat = tree.flatten(state, lambda value, path: tensors.describe(value, path, self._job), allow_pickle)
         shares = spread.own_shares(flat.tensors, self.rank)
-        items = [(tree.TREE_ITEM, tree_json.encode(flat.root, self.world_size))]
-        items += [(source.leaf.item, source.content) for source in flat.items]
         with self._save_lock:
             ready = self._readable([share.held.data for share in shares])
-            boxes = [
-                (s.name, s.dtype, s.shape, s.held.box.offset, s.held.box.extent, memory.address(data) if memory.elements(data) else 0)
-                for s, data in zip(shares, ready)
-            ]
+            boxes = [_native_box(share, data) for share, data in zip(shares, ready)]
+            for share, data in zip(shares, ready):
+                if share.is_own and share.bytes <= _DIGESTED_BYTES:
+                    share.leaf.digest = tree.digest_of(memory.content(data, share.bytes))
+            items = [(tree.TREE_ITEM, tree_json.encode(flat.root, self.world_size))]
+            items += [(source.leaf.item, source.content) for source in flat.items]
             try:
                 save: Any = native.save(step, boxes, items)
             except _core.EskerError as error:
@@ -201,10 +204,10 @@ class Checkpointer:
         what = f"{self._run}@{save.step}"
         reference = weakref.ref(self)
 
-        def at_end(handle: SaveHandle) -> None:
+        def at_end(handle: SaveHandle, error: _core.EskerError | None) -> None:
             checkpointer = reference()
             if checkpointer is not None:
-                checkpointer._note_end(handle)
+                checkpointer._note_end(handle, error)
 
         handle = SaveHandle(save, what, at_end, self._show_progress)
         self._last = handle
@@ -216,8 +219,7 @@ class Checkpointer:
         self._watcher.watch(handle)
         return handle
 
-    def _note_end(self, handle: SaveHandle) -> None:
-        error = handle.exception()
+    def _note_end(self, handle: SaveHandle, error: _core.EskerError | None) -> None:
         if error is None:
             self.last_error = None
             self._note_stale(handle)
@@ -444,6 +446,11 @@ def _address(server: str | os.PathLike[str]) -> str:
     from esker import local_server
 
     return local_server(os.fspath(server))
+
+
+def _native_box(share: spread.Share, data: Any) -> _core.TensorBox:
+    leaf, box = share.leaf, share.held.box
+    return (leaf.name, leaf.dtype, leaf.shape, box.offset, box.extent, memory.address(data) if share.bytes else 0)
 
 
 def _batches(reads: list[loading.Read]) -> list[list[loading.Read]]:

@@ -2,17 +2,15 @@
 
 import asyncio
 import concurrent.futures
-import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from esker import progress as bars
 from esker._core import EskerError
-
-log = logging.getLogger("esker")
 
 _SLICE_SECONDS = 0.2
 
@@ -75,7 +73,7 @@ class RefusedSave:
 class SaveHandle:
     """A save under way: to be waited for, awaited, or ignored. Thread-safe. The save goes on if the handle is dropped."""
 
-    def __init__(self, native: NativeSave, what: str, at_end: "Callable[[SaveHandle], None]", show_progress: bool) -> None:
+    def __init__(self, native: NativeSave, what: str, at_end: "Callable[[SaveHandle, EskerError | None], None]", show_progress: bool) -> None:
         self._native = native
         self._what = what
         self._at_end = at_end
@@ -103,8 +101,7 @@ class SaveHandle:
                 self._await_native(timeout)
             else:
                 self._await_with_bar(timeout, report)
-        self.settle()
-        error = self._native.exception()
+        error = self.exception()
         if error is not None:
             raise error
 
@@ -132,8 +129,13 @@ class SaveHandle:
         return self._native.done()
 
     def exception(self) -> EskerError | None:
-        """Why it failed; None if it is committed, or under way."""
-        return self._native.exception()
+        """Why it failed; None if it is committed, or under way. Always the same object."""
+        if not self.done():
+            return None
+        self.settle()
+        error = self._future.exception()
+        assert error is None or isinstance(error, EskerError)
+        return error
 
     def progress(self) -> Progress:
         """How far it is."""
@@ -144,12 +146,14 @@ class SaveHandle:
         with self._settle_lock:
             if self._future.done():
                 return
-            self._at_end(self)
             error = self._native.exception()
-            if error is None:
-                self._future.set_result(None)
-            else:
-                self._future.set_exception(error)
+            try:
+                self._at_end(self, error)
+            finally:  # a user's logging handler may raise
+                if error is None:
+                    self._future.set_result(None)
+                else:
+                    self._future.set_exception(error)
 
     def poll(self, seconds: float) -> bool:
         """Waits so long at most. Whether it is done; then it has been settled."""
@@ -195,7 +199,7 @@ class Watcher:
                 try:
                     if save.poll(_SLICE_SECONDS):
                         break
-                except Exception:  # what a user's logging handler raises must not end the watch
-                    log.exception("esker: noting the end of a save failed")
+                except Exception:  # of a user's logging handler: it must not end the watch, and can't be logged
+                    traceback.print_exc()
                     break
             del save

@@ -226,6 +226,8 @@ class Plan:
 
     def _adopt(self, current: Any, node: Node, path: Path) -> Any:
         """The stored structure, with the object's own tensors filled in place where they fit."""
+        if isinstance(node, Ambiguous) and current is not None:
+            return self.fit(current, node, path)  # notes it, and keeps what the object has
         if isinstance(node, Dict) and isinstance(current, dict):
             adopted = ((key, self._adopt(current.get(key), child, (*path, key))) for key, child in node.entries)
             return {key: value for key, value in adopted if value is not _LEFT_OUT}

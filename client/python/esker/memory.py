@@ -6,6 +6,7 @@ device through pinned memory that is kept from save to save, with copies that ru
 Not yet run on a GPU: what concerns devices here is tested with CPU tensors that are treated as if they were a device's.
 """
 
+import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,11 @@ def is_direct(data: Any) -> bool:
 def address(data: Any) -> int:
     """Of the first element of a direct tensor or array."""
     return int(data.data_ptr()) if is_torch(data) else int(data.ctypes.data)
+
+
+def content(data: Any, size: int) -> bytes:
+    """The bytes of a direct tensor or array of that size."""
+    return ctypes.string_at(address(data), size) if size else b""
 
 
 def elements(data: Any) -> int:

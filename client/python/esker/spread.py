@@ -7,16 +7,19 @@ from typing import NamedTuple
 from esker import dtypes, sharding
 from esker.sharding import Box
 from esker.tensors import Held
-from esker.tree import SourceTensor
+from esker.tree import SourceTensor, TensorLeaf
 
 
 class Share(NamedTuple):
-    """A box for this rank to save."""
+    """A box for this rank to save. is_own: of a plain tensor that no other rank has."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    leaf: TensorLeaf
     held: Held
+    is_own: bool
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.held.box.extent) * dtypes.element_bytes(self.leaf.dtype)
 
 
 def own_shares(tensors: Sequence[SourceTensor], rank: int) -> list[Share]:
@@ -26,30 +29,26 @@ def own_shares(tensors: Sequence[SourceTensor], rank: int) -> list[Share]:
     groups: dict[tuple[int, ...], list[Share]] = {}
     for tensor in tensors:
         source = tensor.source
-        shares = [Share(tensor.leaf.name, source.dtype, source.shape, held) for held in source.held]
+        shares = [Share(tensor.leaf, held, source.is_own) for held in source.held]
         if len(source.replicas) == 1:
             mine.extend(shares)
         else:
             groups.setdefault(source.replicas, []).extend(shares)
     for replicas, shares in groups.items():
         divided = [part for share in sorted(shares, key=_order) for part in _divide(share, len(replicas))]
-        chosen = sharding.assign([_bytes(share) for share in divided], len(replicas))
+        chosen = sharding.assign([share.bytes for share in divided], len(replicas))
         place = replicas.index(rank)
         mine.extend(share for share, holder in zip(divided, chosen) if holder == place)
     return mine
 
 
 def _order(share: Share) -> tuple[str, tuple[int, ...]]:
-    return share.name, share.held.box.offset
-
-
-def _bytes(share: Share) -> int:
-    return math.prod(share.held.box.extent) * dtypes.element_bytes(share.dtype)
+    return share.leaf.name, share.held.box.offset
 
 
 def _divide(share: Share, holders: int) -> list[Share]:
     box, data = share.held.box, share.held.data
-    cuts = sharding.shares(_bytes(share), box.extent, holders)
+    cuts = sharding.shares(share.bytes, box.extent, holders)
     if len(cuts) == 1:
         return [share]
     parts = []

@@ -35,6 +35,7 @@ class Source:
     held: list[Held]
     owner: str
     replicas: tuple[int, ...]
+    is_own: bool = False  # a plain tensor of this rank alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def describe(value: Any, path: str, job: Job) -> Source:
     held = [Held(Box((0,) * len(shape), shape), data)]
     if job.world_size == 1 or job.is_replicated(path):
         return Source(dtype, shape, kind, held, "", tuple(range(job.world_size)))
-    return Source(dtype, shape, kind, held, f"@rank{job.rank}", (job.rank,))
+    return Source(dtype, shape, kind, held, f"@rank{job.rank}", (job.rank,), is_own=True)
 
 
 def plain_data(value: Any) -> tuple[Any, str, str]:

@@ -32,12 +32,23 @@ class Value:
 
 @dataclasses.dataclass
 class TensorLeaf:
-    """A tensor: its stored name, dtype (as safetensors calls it), global shape, and what kind of object it was."""
+    """A tensor: its stored name, dtype (as safetensors calls it), global shape, and what kind of object it was.
+
+    digest: of its content, for a small tensor of one rank's own: it tells whether other ranks had the same, under their names.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     kind: str  # "torch", "numpy" or "numpy_scalar"
+    digest: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorLeaf):
+            return False
+        same_name = self.name == other.name and self.digest == other.digest
+        same_content = self.digest is not None and self.digest == other.digest
+        return (self.dtype, self.shape, self.kind) == (other.dtype, other.shape, other.kind) and (same_name or same_content)
 
 
 @dataclasses.dataclass
@@ -104,6 +115,11 @@ class Flat:
     items: list[SourceBytes]
 
 
+def digest_of(content: bytes) -> str:
+    """BLAKE2b-128, in hex."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def dotted(path: Path) -> str:
     """The path as people write it: "model.layers.0.weight"."""
     return ".".join(str(key) for key in path)
@@ -122,7 +138,7 @@ def _exact(path: Path) -> str:
     text = json.dumps([key if isinstance(key, str) else {"key": repr(key)} for key in path])
     if len(text) <= _LONGEST_NAME:
         return text
-    return f"[{hashlib.blake2b(text.encode('ascii'), digest_size=16).hexdigest()}]"
+    return f"[{digest_of(text.encode('ascii'))}]"
 
 
 def _is_plain(name: str) -> bool:
@@ -210,7 +226,7 @@ class _Walk:
         return leaf
 
     def _bytes(self, content: bytes, kind: str, path: Path) -> Node:
-        leaf = BytesLeaf("", hashlib.blake2b(content, digest_size=16).hexdigest(), kind)
+        leaf = BytesLeaf("", digest_of(content), kind)
         self.items.append(SourceBytes(path, leaf, content))
         return leaf
 

@@ -2,7 +2,7 @@
 
 Values that JSON has stand for themselves (None, bool, int, finite float, str) and a list for a list; everything else is an
 object with one member that says what it is: {"dict": [[key, node], ...]}, {"tuple": [...]}, {"named": [name, fields, items]},
-{"tensor": [name, dtype, shape, kind]}, {"bytes": [item, digest, kind]}, {"float": "nan"}, {"complex": [re, im]}, {"int": "0x.."}.
+{"tensor": [name, dtype, shape, kind, digest?]}, {"bytes": [item, digest, kind]}, {"float": "nan"}, {"complex": [re, im]}, {"int": "0x.."}.
 """
 
 import json
@@ -50,8 +50,8 @@ def _encode(node: tree.Node) -> Any:
     match node:
         case tree.Value(value):
             return _encode_value(value)
-        case tree.TensorLeaf(name, dtype, shape, kind):
-            return {"tensor": [name, dtype, list(shape), kind]}
+        case tree.TensorLeaf(name, dtype, shape, kind, digest):
+            return {"tensor": [name, dtype, list(shape), kind, *([] if digest is None else [digest])]}
         case tree.BytesLeaf(item, digest, kind):
             return {"bytes": [item, digest, kind]}
         case tree.Dict(entries):
@@ -95,8 +95,8 @@ def _decode(encoded: Any, rank: int) -> tree.Node:
             name, fields, items = content
             return tree.Sequence(name, tuple(fields), [_decode(item, rank) for item in items])
         case "tensor":
-            name, dtype, shape, kind = content
-            return tree.TensorLeaf(name, dtype, tuple(shape), kind)
+            name, dtype, shape, kind, *digest = content
+            return tree.TensorLeaf(name, dtype, tuple(shape), kind, digest[0] if digest else None)
         case "bytes":
             item, digest, kind = content
             return tree.BytesLeaf(item, digest, kind, rank)

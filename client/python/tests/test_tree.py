@@ -186,7 +186,7 @@ def test_replicas_save_every_element_once_and_evenly(seed: int) -> None:
         for share in shares:
             box = share.held.box
             assert share.held.data.is_contiguous() and tuple(share.held.data.shape) == box.extent
-            saved[share.name][tuple(slice(o, o + e) for o, e in zip(box.offset, box.extent))] += 1
+            saved[share.leaf.name][tuple(slice(o, o + e) for o, e in zip(box.offset, box.extent))] += 1
         loads.append(sum(share.held.data.nbytes for share in shares))
     assert all(bool((counts == 1).all()) for counts in saved.values())
     assert max(loads) - min(loads) <= 2 * 2 * sharding.SMALLEST_SHARE_BYTES
