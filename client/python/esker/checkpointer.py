@@ -9,9 +9,9 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from esker import _core, dtypes, loading, memory, merge, spread, tensors, tree, tree_json
+from esker import _core, dtypes, loading, memory, merge, spread, staleness, tensors, tree, tree_json
 from esker import progress as bars
 from esker.errors import StateMismatchError
 from esker.handle import RefusedSave, SaveHandle, Watcher
@@ -55,10 +55,10 @@ class Checkpointer:
         world_size: int | None = None,
         *,
         replicated: Sequence[str] = (),
-        on_error: str = "log",
-        in_flight: str = "wait",
+        on_error: Literal["log", "raise"] = "log",
+        in_flight: Literal["wait", "skip", "fail"] = "wait",
         incarnation: str = "",
-        compression: str = "none",
+        compression: Literal["none", "zstd"] = "none",
         threads: int = 0,
         staging_bytes: int = 0,
         connect_timeout: float = 20.0,
@@ -82,7 +82,7 @@ class Checkpointer:
         staging_bytes: memory for the snapshot, to be touched ahead of the first save. 0: the first save allocates.
         connect_timeout, save_timeout: seconds to reach the server; seconds from save to commit.
         exit_timeout: seconds that the end of the interpreter, or close(), waits for a save under way.
-        stale_fraction: a save of which the store had at least this part before is stale: it is logged, and handle.stale.
+        stale_fraction: a save of which at least this part is what this rank saved before is stale: it is logged, and handle.stale.
             1.0 warns only of saves that bring nothing new; more than 1 turns it off. Lower it never; raise it if most of your
             weights are frozen.
         show_progress: a bar for load and wait, on a terminal with tqdm.
@@ -107,7 +107,7 @@ class Checkpointer:
         self._watcher: Watcher | None = None
         self._last: SaveHandle | None = None
         self._unraised: _core.EskerError | None = None
-        self._has_committed = False
+        self._samples: staleness.Samples = {}  # of the save before
         self.last_error: _core.EskerError | None = None
         """Why the last save that ended failed; None if it was committed."""
         self._native: _core.Checkpointer | None = _core.Checkpointer(
@@ -179,6 +179,7 @@ class Checkpointer:
         with self._save_lock:
             ready = self._readable([share.held.data for share in shares])
             boxes = [_native_box(share, data) for share, data in zip(shares, ready)]
+            samples = staleness.take(shares, ready)
             for share, data in zip(shares, ready):
                 if share.is_own and share.bytes <= _DIGESTED_BYTES:
                     share.leaf.digest = tree.digest_of(memory.content(data, share.bytes))
@@ -190,7 +191,9 @@ class Checkpointer:
                 if error.code in _CALLERS_ERRORS:
                     raise
                 save = RefusedSave(step, error)
-        return self._watched(save)
+            unchanged = staleness.unchanged_fraction(self._samples, samples)
+            self._samples = samples
+        return self._watched(save, unchanged)
 
     def _readable(self, sources: list[Any]) -> list[Any]:
         """The same elements in memory that the native client can read."""
@@ -200,14 +203,14 @@ class Checkpointer:
             ready[i] = copy
         return [memory.contiguous(data) for data in ready]
 
-    def _watched(self, save: Any) -> SaveHandle:
+    def _watched(self, save: Any, unchanged: float) -> SaveHandle:
         what = f"{self._run}@{save.step}"
         reference = weakref.ref(self)
 
         def at_end(handle: SaveHandle, error: _core.EskerError | None) -> None:
             checkpointer = reference()
             if checkpointer is not None:
-                checkpointer._note_end(handle, error)
+                checkpointer._note_end(handle, error, unchanged)
 
         handle = SaveHandle(save, what, at_end, self._show_progress)
         self._last = handle
@@ -219,11 +222,10 @@ class Checkpointer:
         self._watcher.watch(handle)
         return handle
 
-    def _note_end(self, handle: SaveHandle, error: _core.EskerError | None) -> None:
+    def _note_end(self, handle: SaveHandle, error: _core.EskerError | None, unchanged: float) -> None:
         if error is None:
             self.last_error = None
-            self._note_stale(handle)
-            self._has_committed = True
+            self._note_stale(handle, unchanged)
         elif error.code == "CANCELLED":  # the policy "skip", as asked for
             log.info("esker: %s", error)
         else:
@@ -231,12 +233,9 @@ class Checkpointer:
             self._unraised = error
             log.error("esker: %s, step %d: the save failed: %s", self._where(), handle.step, error)
 
-    def _note_stale(self, handle: SaveHandle) -> None:
-        """The first save has nothing to be compared with: it may begin with what an earlier start of the job saved."""
+    def _note_stale(self, handle: SaveHandle, unchanged: float) -> None:
         progress = handle.progress()
-        if not self._has_committed or progress.raw_bytes == 0:
-            return
-        known = progress.deduplicated_bytes / progress.raw_bytes
+        known = min(unchanged, progress.deduplicated_bytes / max(progress.raw_bytes, 1))
         if known < self._stale_fraction:
             return
         handle.stale = True
@@ -314,7 +313,8 @@ class Checkpointer:
 
     def _read(self, checkpoint: _core.Checkpoint, reads: list[loading.Read], what: str) -> None:
         with bars.bar(what, self._show_progress) as report:
-            direct, staged = [], []
+            direct: list[loading.Read] = []
+            staged: list[loading.Read] = []
             for read in reads:
                 if memory.elements(read.target) > 0:
                     (direct if memory.is_direct(read.target) else staged).append(read)

@@ -267,7 +267,7 @@ def finished(value: Any) -> Any:
 
 def _sequence(kind: str, fields: tuple[str, ...] | None, items: list[Any]) -> Any:
     if fields is not None:
-        return collections.namedtuple(kind, fields)(*items)  # type: ignore[misc]
+        return collections.namedtuple(kind, fields)(*items)
     return items if kind == "list" else tuple(items)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+from esker._core import EskerError
 from esker.checkpointer import Checkpointer
 from esker.dtypes import torch_if_imported
-from esker.handle import EskerError
 
 log = logging.getLogger("esker")
 

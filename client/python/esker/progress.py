@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Report = Callable[[int, int], None]
 """(bytes done, bytes in all); may be called from any thread."""
@@ -24,9 +25,9 @@ def bar(what: str, enabled: bool) -> Iterator[Report | None]:
         yield report
 
 
-def _tqdm():  # type: ignore[no-untyped-def]
+def _tqdm() -> Any:
     try:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         return None
     return tqdm

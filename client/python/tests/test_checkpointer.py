@@ -434,6 +434,23 @@ def test_stale_saves_are_caught(server: Server, run: str, caplog: pytest.LogCapt
         assert not fresh.stale
 
 
+def test_what_another_rank_saved_too_is_not_stale(server: Server, run: str) -> None:
+    """The store has all of the second rank's content, from the first."""
+    ranks = open_ranks(server, run, 2)
+    weights = torch.randn(1 << 20)
+    for step in range(3):
+        weights += 1
+        handles = [ranks[0].save(step, {"w": weights})]
+        time.sleep(0.3)
+        handles.append(ranks[1].save(step, {"w": weights}))
+        for handle in handles:
+            handle.wait(60)
+        assert handles[1].progress().deduplicated_bytes > 0.9 * handles[1].progress().raw_bytes
+        assert not handles[0].stale and not handles[1].stale
+    for rank in ranks:
+        rank.close()
+
+
 def test_frozen_weights_can_be_told(server: Server, run: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     frozen, adapter = torch.randn(1 << 20), torch.zeros(100)
