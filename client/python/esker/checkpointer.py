@@ -219,6 +219,7 @@ class Checkpointer:
             return handle
         if self._watcher is None:
             self._watcher = Watcher()
+            weakref.finalize(self, self._watcher.finish).atexit = False  # for a Checkpointer that nobody closes
         self._watcher.watch(handle)
         return handle
 

@@ -192,10 +192,13 @@ class Watcher:
         self._saves.put(None)
         self._thread.join()
 
+    def finish(self) -> None:
+        """Lets the thread end by itself, after the saves that it has."""
+        self._saves.put(None)
+
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            save = self._saves.get()
-            while save is not None and not self._stopping.is_set():
+        while (save := self._saves.get()) is not None:
+            while not self._stopping.is_set():
                 try:
                     if save.poll(_SLICE_SECONDS):
                         break

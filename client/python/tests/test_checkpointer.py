@@ -58,7 +58,7 @@ def test_every_dtype_and_shape_comes_back(server: Server, run: str, dtype: torch
     with one_rank(server, run) as ckpt:
         ckpt.save(1, state).wait(60)
         assert difference(state, ckpt.load()[1]) is None
-        into = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+        into: Any = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
         ckpt.load(into=into)
         assert difference(state, into) is None
 
@@ -97,7 +97,7 @@ def test_only_reads_what_matches(server: Server, run: str) -> None:
         ckpt.save(1, {"model": {"w": torch.ones(2)}, "optim": {"m": torch.ones(3)}, "raw": b"x"}).wait(60)
         loaded = ckpt.load(only="model.*")[1]
         assert list(loaded) == ["model"] and torch.equal(loaded["model"]["w"], torch.ones(2))
-        into = {"model": {"w": torch.zeros(2)}, "optim": {"m": torch.zeros(3)}}
+        into: Any = {"model": {"w": torch.zeros(2)}, "optim": {"m": torch.zeros(3)}}
         ckpt.load(into=into, only="model.*")
         assert into["model"]["w"].tolist() == [1, 1] and into["optim"]["m"].tolist() == [0, 0, 0]
 
@@ -162,7 +162,7 @@ def test_training_resumes_bit_for_bit(server: Server, run: str) -> None:
         train(*whole, steps=3)
 
         resumed = trained(2)
-        into = {"model": resumed[0], "optim": resumed[1], "schedule": resumed[2], "rng": torch.get_rng_state()}
+        into: Any = {"model": resumed[0], "optim": resumed[1], "schedule": resumed[2], "rng": torch.get_rng_state()}
         assert ckpt.load(into=into)[0] == 3
         torch.set_rng_state(into["rng"])
         train(*resumed, steps=3)
@@ -175,7 +175,7 @@ def test_loading_fills_tensors_in_place(server: Server, run: str) -> None:
         ckpt.save(1, {"t": torch.arange(12).reshape(3, 4), "n": np.arange(4), "list": [torch.ones(2), 5], "x": "new"}).wait(60)
         backing = torch.zeros(4, 6, dtype=torch.int64)
         tensor, array, inner = backing[:3, 1:5], np.zeros(4, dtype=np.int64), torch.zeros(2)
-        into = {"t": tensor, "n": array, "list": [inner, 0], "x": "old"}
+        into: Any = {"t": tensor, "n": array, "list": [inner, 0], "x": "old"}
         ckpt.load(into=into)
     assert into["t"] is tensor and into["n"] is array and into["list"][0] is inner
     assert torch.equal(tensor, torch.arange(12).reshape(3, 4)) and backing[3].sum() == 0 and backing[:, 0].sum() == 0
@@ -188,12 +188,12 @@ def test_a_device_is_copied_through_staging(server: Server, run: str, monkeypatc
     fetch = memory.PinnedStaging.fetch
     monkeypatch.setattr(memory, "on_device", memory.is_torch)
     monkeypatch.setattr(memory.PinnedStaging, "fetch", lambda self, tensors: fetched.append(len(tensors)) or fetch(self, tensors))
-    state = {"a": torch.arange(1000.0).reshape(10, 100).t(), "b": torch.tensor(True), "e": torch.zeros(0, 3), "n": np.ones(2)}
+    state: Any = {"a": torch.arange(1000.0).reshape(10, 100).t(), "b": torch.tensor(True), "e": torch.zeros(0, 3), "n": np.ones(2)}
     with one_rank(server, run) as ckpt:
         for step in range(2):
             state["a"] += 1
             ckpt.save(step, state).wait(60)
-        into = {key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else np.zeros_like(value) for key, value in state.items()}
+        into: Any = {key: torch.zeros_like(value) if isinstance(value, torch.Tensor) else np.zeros_like(value) for key, value in state.items()}
         ckpt.load(into=into)
     assert fetched == [3, 3]
     assert difference(state, into) is None
@@ -202,7 +202,7 @@ def test_a_device_is_copied_through_staging(server: Server, run: str, monkeypatc
 def test_strict_lists_what_does_not_fit_and_changes_nothing(server: Server, run: str) -> None:
     with one_rank(server, run) as ckpt:
         ckpt.save(1, {"a": torch.ones(2), "b": torch.ones(2), "c": {"d": 1, "e": torch.ones(1)}, "s": torch.ones(3)}).wait(60)
-        into = {"a": torch.zeros(2), "x": {"y": torch.zeros(2)}, "c": {"d": 0}, "s": torch.zeros(3, dtype=torch.float64)}
+        into: Any = {"a": torch.zeros(2), "x": {"y": torch.zeros(2)}, "c": {"d": 0}, "s": torch.zeros(3, dtype=torch.float64)}
         with pytest.raises(esker.StateMismatchError) as caught:
             ckpt.load(into=into)
         assert caught.value.missing == ["x.y"]
@@ -240,7 +240,7 @@ def test_state_may_change_its_shape_between_saves(server: Server, run: str) -> N
         for step, size in enumerate((4, 9, 1)):
             state = ckpt.load(step=step)[1]
             assert state["buffer"].tolist() == state["log"] == list(range(size))
-        into = {"log": [7, 7]}
+        into: Any = {"log": [7, 7]}
         ckpt.load(step=1, into=into, only="log.*")
         assert into["log"] == list(range(9))
 
@@ -301,7 +301,7 @@ def test_ranks_with_other_layers_complete_each_other(server: Server, run: str) -
     first = open_ranks(server, run, 2)
     save_all(first, 1, stages)
     (single,) = open_ranks(server, run, 1, "second")
-    into = {"model": {"layer0": torch.zeros(2, dtype=torch.int64), "layer1": torch.zeros(2, dtype=torch.int64)}, "lr": 0.0}
+    into: Any = {"model": {"layer0": torch.zeros(2, dtype=torch.int64), "layer1": torch.zeros(2, dtype=torch.int64)}, "lr": 0.0}
     single.load(into=into)
     assert difference({"model": {"layer0": torch.full((2,), 0), "layer1": torch.full((2,), 1)}, "lr": 0.1}, into) is None
     swapped = open_ranks(server, run, 2, "third")
@@ -418,7 +418,7 @@ def test_an_interpreter_that_ends_waits_for_its_save_with_a_limit(tmp_path: path
 
 
 def test_stale_saves_are_caught(server: Server, run: str, caplog: pytest.LogCaptureFixture) -> None:
-    state = {"w": torch.randn(1 << 20), "step": 0}
+    state: Any = {"w": torch.randn(1 << 20), "step": 0}
     cached = {"w": state["w"].clone()}  # what must not be saved again and again
     with one_rank(server, run) as ckpt:
         handles = []

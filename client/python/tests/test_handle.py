@@ -33,6 +33,10 @@ def one_rank(server: Server, run: str, **options: Any) -> esker.Checkpointer:
     return esker.Checkpointer(server.address, run, 0, 1, **options)
 
 
+def ckpt_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "esker-watcher"}
+
+
 def until(condition: Any, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -217,6 +221,7 @@ def test_a_log_handler_that_raises_does_not_end_the_watch(own_server: Server, ru
 
 def test_closing_waits_with_a_limit_and_leaves_no_thread(own_server: Server, run: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+    before = ckpt_threads()
     ckpt = one_rank(own_server, run)
     ckpt.save(1, STATE).wait(60)
     with frozen(own_server):
@@ -225,7 +230,16 @@ def test_closing_waits_with_a_limit_and_leaves_no_thread(own_server: Server, run
         ckpt.close(timeout=0.5)
         assert 0.4 < time.monotonic() - began < 5
     assert "the save of step 2 is given up" in caplog.text
-    assert not [thread for thread in threading.enumerate() if thread.name == "esker-watcher"]
+    assert not ckpt_threads() - before
+
+
+def test_a_checkpointer_that_nobody_closes_leaves_no_thread(own_server: Server, run: str) -> None:
+    before = ckpt_threads()
+    ckpt = one_rank(own_server, run)
+    ckpt.save(1, STATE).wait(60)
+    assert ckpt_threads() - before
+    del ckpt
+    until(lambda: not ckpt_threads() - before)
 
 
 class Terminal(io.StringIO):
