@@ -16,6 +16,8 @@
 namespace esker {
 namespace {
 
+constexpr uint64_t kAbortTimeoutMs = 5'000;
+
 absl::Status CheckOptions(const CheckpointerOptions& options) {
   ESKER_RETURN_IF_ERROR(ValidateRunName(options.run));
   ESKER_RETURN_IF_ERROR(ValidateRank(options.rank, options.world_size));
@@ -77,6 +79,29 @@ Checkpointer::~Checkpointer() {
 
 absl::StatusOr<SaveHandle> Checkpointer::Save(uint64_t step, const State& state) {
   return impl_->saver.Save(step, state);
+}
+
+absl::Status Checkpointer::Abort(uint64_t step, const std::string& reason) {
+  const CheckpointerOptions& options = impl_->options;
+  const Deadline deadline = Deadline::After(kAbortTimeoutMs);
+  // Only who has joined a save can abort it. Joining twice does no harm.
+  v1::BeginSaveRequest join;
+  join.set_run(options.run);
+  join.set_attempt(impl_->attempt);
+  join.set_step(step);
+  join.set_rank(options.rank);
+  join.set_world_size(options.world_size);
+  ESKER_ASSIGN_OR_RETURN(
+      const v1::BeginSaveResponse joined,
+      impl_->connection->CallUntil("BeginSave", &v1::Coordinator::Stub::BeginSave, join, deadline));
+  v1::AbortSaveRequest abort;
+  abort.mutable_save()->set_run(options.run);
+  abort.mutable_save()->set_step(step);
+  abort.mutable_save()->set_attempt(impl_->attempt);
+  abort.mutable_save()->set_save_id(joined.save_id());
+  abort.mutable_save()->set_rank(options.rank);
+  abort.set_reason(StrCat("rank ", options.rank, ": ", reason.substr(0, 1024)));
+  return impl_->connection->CallUntil("AbortSave", &v1::Coordinator::Stub::AbortSave, abort, deadline).status();
 }
 
 absl::StatusOr<std::optional<uint64_t>> Checkpointer::LatestStep() { return FindLatestStep(impl_->Access()); }

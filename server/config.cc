@@ -121,6 +121,11 @@ std::vector<Knob> Knobs() {
        "Write the port to this file once the server serves. Default: none. For scripts that listen on port "
        "0.",
        [](const std::string& text, ServerConfig* config) { return SetPath(text, &config->port_file); }},
+      {"users-file", "FILE",
+       "Stop when no process holds a lock (flock) on this file any more. Default: none. For a job that "
+       "brings "
+       "up a server of its own.",
+       [](const std::string& text, ServerConfig* config) { return SetPath(text, &config->users_file); }},
       {"disk-engine", "NAME",
        "auto, io_uring or threads. Default auto: io_uring where the kernel allows it, else threads. Change "
        "it to have "

@@ -20,6 +20,7 @@ struct ServerConfig {
   CoordinatorOptions coordinator;
   RpcOptions rpc;
   std::string port_file;
+  std::string users_file;
   std::string log_level = "info";
 };
 

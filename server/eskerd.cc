@@ -16,9 +16,12 @@
 #include <string>
 #include <vector>
 
+#include "format/base/status.h"
 #include "format/base/text.h"
+#include "server/address_file.h"
 #include "server/config.h"
 #include "server/server.h"
+#include "server/users_watch.h"
 
 namespace esker {
 namespace {
@@ -102,6 +105,18 @@ absl::Status WritePortFile(const std::string& path, int port) {
   return absl::OkStatus();
 }
 
+// Sends this process SIGTERM when nobody uses it any more; nothing if the configuration names no file of
+// users.
+absl::StatusOr<std::unique_ptr<UsersWatch>> WatchUsers(const std::string& path) {
+  if (path.empty()) return nullptr;
+  absl::StatusOr<std::unique_ptr<UsersWatch>> watch = UsersWatch::Start(path, [path] {
+    spdlog::info("no process holds a lock on {} any more", path);
+    ::kill(::getpid(), SIGTERM);
+  });
+  if (!watch.ok()) return Annotate(watch.status(), "--users-file");
+  return watch;
+}
+
 int Run(const std::vector<std::string>& arguments) {
   const absl::StatusOr<CommandLine> line = ParseCommandLine(arguments);
   if (!line.ok()) return Fail(line.status(), kExitUsage);
@@ -115,10 +130,16 @@ int Run(const std::vector<std::string>& arguments) {
   StartLogging(config.log_level);
   RaiseFileLimit();
 
+  // Outlives the server, so that a new user waits until the data directory is free.
+  const absl::StatusOr<std::unique_ptr<UsersWatch>> users = WatchUsers(config.users_file);
+  if (!users.ok()) return Fail(users.status(), kExitError);
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Open(config);
   if (!server.ok()) return Fail(server.status(), kExitError);
   spdlog::info("eskerd {} serves {} from {}, store {}, {}", std::string(EskerVersion()), (*server)->address(),
                config.store.directory, (*server)->store()->id(), (*server)->store()->DescribeDisk());
+  absl::StatusOr<std::unique_ptr<AddressFile>> address_file =
+      AddressFile::Write(config.store.directory, (*server)->address());
+  if (!address_file.ok()) return Fail(address_file.status(), kExitError);
   if (!config.port_file.empty()) {
     if (const absl::Status written = WritePortFile(config.port_file, (*server)->port()); !written.ok()) {
       return Fail(written, kExitError);
@@ -127,6 +148,7 @@ int Run(const std::vector<std::string>& arguments) {
 
   const char* const signal = stop.Wait();
   spdlog::info("{}: stopping; calls under way have {} s to finish", signal, kDrain.count());
+  address_file->reset();
   (*server)->Shutdown(kDrain);
   server->reset();
   spdlog::info("stopped");

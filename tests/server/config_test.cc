@@ -37,6 +37,7 @@ TEST_F(Config, DefaultsAreThoseOfTheHelp) {
   EXPECT_EQ(config.rpc.version, EskerVersion());
   EXPECT_EQ(config.rpc.listen, "127.0.0.1:7070");
   EXPECT_EQ(config.port_file, "");
+  EXPECT_EQ(config.users_file, "");
   EXPECT_EQ(config.store.engine, DiskEngine::kAuto);
   EXPECT_EQ(config.store.segment_bytes, 256 << 20);
   EXPECT_EQ(config.store.buffer_pool_bytes, 128 << 20);
@@ -55,6 +56,8 @@ TEST_F(Config, EachFlagSetsItsValue) {
                                                                  "[::]:0",
                                                                  "--port-file",
                                                                  "p",
+                                                                 "--users-file",
+                                                                 "u",
                                                                  "--disk-engine",
                                                                  "threads",
                                                                  "--segment-mib",
@@ -75,6 +78,7 @@ TEST_F(Config, EachFlagSetsItsValue) {
   const ServerConfig& config = line.config;
   EXPECT_EQ(config.rpc.listen, "[::]:0");
   EXPECT_EQ(config.port_file, "p");
+  EXPECT_EQ(config.users_file, "u");
   EXPECT_EQ(config.store.engine, DiskEngine::kThreadPool);
   EXPECT_EQ(config.store.segment_bytes, 16 << 20);
   EXPECT_EQ(config.store.buffer_pool_bytes, 32 << 20);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -95,6 +96,14 @@ class EskerdTest : public ::testing::Test {
     return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   }
 
+  // Whether nobody holds a lock on a file that is there.
+  static bool IsUnlocked(const std::string& path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const bool taken = ::flock(fd, LOCK_SH | LOCK_NB) == 0;
+    ::close(fd);
+    return taken;
+  }
+
   const testing::TempDir directory_;
 };
 
@@ -161,6 +170,46 @@ TEST_F(EskerdTest, APortFileThatCantBeWrittenIsAnError) {
                directory_ / "other.log");
   EXPECT_EQ(other.ExitCode(), 1);
   EXPECT_THAT(other.log(), HasSubstr("--port-file: can't write"));
+}
+
+TEST_F(EskerdTest, LeavesItsAddressWhileItServes) {
+  const std::string path = directory_ / "data/ADDRESS";
+  {
+    Daemon killed(Arguments(), directory_ / "log");
+    const int port = AwaitPort();
+    EXPECT_EQ(ReadFile(path), StrCat("127.0.0.1:", port, "\n")) << killed.log();
+    EXPECT_FALSE(IsUnlocked(path));
+  }
+  EXPECT_TRUE(IsUnlocked(path));
+  std::filesystem::remove(directory_ / "port");
+  Daemon stopped(Arguments(), directory_ / "log");
+  const int port = AwaitPort();
+  EXPECT_EQ(ReadFile(path), StrCat("127.0.0.1:", port, "\n")) << stopped.log();
+  EXPECT_FALSE(IsUnlocked(path));
+  stopped.Signal(SIGTERM);
+  EXPECT_EQ(stopped.ExitCode(), 0);
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST_F(EskerdTest, StopsWhenItsLastUserIsGone) {
+  const std::string users = directory_ / "USERS";
+  const int user = ::open(users.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  ASSERT_EQ(::flock(user, LOCK_SH), 0);
+  Daemon daemon(Arguments({"--users-file", users}), directory_ / "log");
+  const int port = AwaitPort();
+  ASSERT_GT(port, 0) << daemon.log();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_OK(AskStatus(port));
+  ::close(user);
+  EXPECT_EQ(daemon.ExitCode(), 0);
+  EXPECT_THAT(daemon.log(), HasSubstr(StrCat("no process holds a lock on ", users)));
+  EXPECT_THAT(daemon.log(), HasSubstr("stopped"));
+}
+
+TEST_F(EskerdTest, AUsersFileThatCantBeMadeIsAnError) {
+  Daemon daemon(Arguments({"--users-file", directory_ / "no/such/file"}), directory_ / "log");
+  EXPECT_EQ(daemon.ExitCode(), 1);
+  EXPECT_THAT(daemon.log(), HasSubstr(StrCat("--users-file: opening ", directory_ / "no/such/file")));
 }
 
 TEST_F(EskerdTest, StartsAgainAfterSigkill) {
