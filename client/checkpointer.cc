@@ -101,7 +101,8 @@ absl::Status Checkpointer::Abort(uint64_t step, const std::string& reason) {
   abort.mutable_save()->set_save_id(joined.save_id());
   abort.mutable_save()->set_rank(options.rank);
   abort.set_reason(StrCat("rank ", options.rank, ": ", reason.substr(0, 1024)));
-  return impl_->connection->CallUntil("AbortSave", &v1::Coordinator::Stub::AbortSave, abort, deadline).status();
+  return impl_->connection->CallUntil("AbortSave", &v1::Coordinator::Stub::AbortSave, abort, deadline)
+      .status();
 }
 
 absl::StatusOr<std::optional<uint64_t>> Checkpointer::LatestStep() { return FindLatestStep(impl_->Access()); }

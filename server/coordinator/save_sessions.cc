@@ -30,6 +30,11 @@ absl::Status Stopping() {
   return absl::UnavailableError("the server is stopping; ask again when it is back");
 }
 
+absl::Status AbortedBecause(const SaveRef& save, const std::string& reason,
+                            absl::StatusCode code = absl::StatusCode::kAborted) {
+  return absl::Status(code, StrCat("the save of ", NameOf(save), " was aborted: ", reason));
+}
+
 }  // namespace
 
 SaveSessions::~SaveSessions() {
@@ -94,16 +99,31 @@ bool SaveSessions::Open(const v1::SaveRecord& record) {
 
 void SaveSessions::Join(const SaveRef& save, uint32_t rank) {
   MutexLock lock(&mu_);
-  if (Session* const session = Find(save); session != nullptr) Insert(rank, &session->joined);
+  if (Session* const session = Find(save); session != nullptr) {
+    Insert(rank, &session->joined);
+  } else if (Aborted* const aborted = FindAborted(save); aborted != nullptr) {
+    Insert(rank, &aborted->told);  // aborted just now: it learns of it when it sends something
+  }
 }
 
-absl::Status SaveSessions::TellAborted(const SaveRef& save, uint32_t rank) {
+absl::Status SaveSessions::TellAborted(const SaveRef& save, const std::string& reason, uint32_t rank) {
   MutexLock lock(&mu_);
+  if (Session* const session = Find(save); session != nullptr) {
+    // The catalog says so already, and End is about to come.
+    if (Contains(session->joined, rank)) return absl::OkStatus();
+    Insert(rank, &session->joined);
+    return AbortedBecause(save, reason);
+  }
+  Aborted* const aborted = FindAborted(save);
+  if (aborted == nullptr || Contains(aborted->told, rank)) return absl::OkStatus();
+  Insert(rank, &aborted->told);
+  return aborted->why;
+}
+
+SaveSessions::Aborted* SaveSessions::FindAborted(const SaveRef& save) {
   const auto found = std::find_if(aborted_.begin(), aborted_.end(),
                                   [&](const Aborted& aborted) { return aborted.save == save; });
-  if (found == aborted_.end() || Contains(found->told, rank)) return absl::OkStatus();
-  Insert(rank, &found->told);
-  return found->why;
+  return found == aborted_.end() ? nullptr : &*found;
 }
 
 void SaveSessions::AddPart(Session* session, const v1::PartEntry& part,
@@ -189,8 +209,7 @@ void SaveSessions::End(const SaveRef& save, v1::SaveStatus::State state, const s
       answers.push_back({std::move(waiter.done), status});
     }
     if (state == v1::SaveStatus::ABORTED) {
-      const absl::Status why(code, StrCat("the save of ", NameOf(save), " was aborted: ", reason));
-      aborted_.push_back({save, why, std::move(session->joined)});
+      aborted_.push_back({save, AbortedBecause(save, reason, code), std::move(session->joined)});
       if (aborted_.size() > kMaxAborted) aborted_.pop_front();
     }
     sessions_.erase(save);

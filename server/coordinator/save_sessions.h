@@ -54,9 +54,11 @@ class SaveSessions {
   ~SaveSessions();  // Makes a session, whose time counts from now; false if the save has one.
   bool Open(const v1::SaveRecord& record) ABSL_LOCKS_EXCLUDED(mu_);  // The rank has begun the save.
   void Join(const SaveRef& save, uint32_t rank) ABSL_LOCKS_EXCLUDED(mu_);
-  // Of a save that was aborted: why, if this rank had not joined it; from then on the rank counts as if it
-  // had. OK for ranks that had joined, and for saves that are not remembered.
-  absl::Status TellAborted(const SaveRef& save, uint32_t rank) ABSL_LOCKS_EXCLUDED(mu_);
+  // Of a save that was aborted, for `reason` by the catalog, whether End was called for it by now or not:
+  // why, if this rank had not joined it; from then on the rank counts as if it had. OK for ranks that had
+  // joined, and for saves that are not remembered.
+  absl::Status TellAborted(const SaveRef& save, const std::string& reason, uint32_t rank)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   // Takes a rank's checked report, and returns how far the save is with it. The same part again changes
   // nothing; another part of the same rank is kAlreadyExists. nullopt: the save has no session, it has ended.
@@ -130,6 +132,7 @@ class SaveSessions {
   };
 
   Session* Find(const SaveRef& save) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Aborted* FindAborted(const SaveRef& save) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static bool Contains(const RankSet& ranks, uint32_t rank);
   static void Insert(uint32_t rank, RankSet* ranks);
   static std::vector<uint32_t> MissingRanks(const Session& session);

@@ -151,7 +151,7 @@ absl::StatusOr<std::optional<v1::SaveRecord>> Saves::JoinOrBegin(const v1::Begin
     if (save.record.attempt() == request.attempt()) {
       // Who comes late to a save that was aborted learns of it. Alone it would begin the save anew, and wait
       // for ranks that have gone on.
-      ESKER_RETURN_IF_ERROR(sessions_->TellAborted(RefOf(save.record), request.rank()));
+      ESKER_RETURN_IF_ERROR(sessions_->TellAborted(RefOf(save.record), save.record.reason(), request.rank()));
     }
     return BeginAnew(request, run, save, checkpoint);
   }

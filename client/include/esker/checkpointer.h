@@ -107,9 +107,9 @@ class Checkpointer {
   // Nothing is visible until all have.
   absl::StatusOr<SaveHandle> Save(uint64_t step, const State& state);
 
-  // This rank can't take part in the save of `step`, or gives it up: the save fails on all ranks at once, with
-  // `reason` in their handles, instead of when its time has run out. A checkpoint that is committed stays:
-  // kAlreadyExists. Blocks, but only for seconds if the server is not there: kUnavailable.
+  // This rank can't take part in the save of `step`, or gives it up: the save fails on all ranks at once,
+  // with `reason` in their handles, instead of when its time has run out. A checkpoint that is committed
+  // stays: kAlreadyExists. Blocks, but only for seconds if the server is not there: kUnavailable.
   absl::Status Abort(uint64_t step, const std::string& reason);
 
   // The latest committed step when the run was opened or at the last call of this; nothing if there is none.

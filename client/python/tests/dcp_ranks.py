@@ -1,5 +1,6 @@
 """Processes that make up a training job: started with "spawn", joined by gloo, each runs one function of a test."""
 
+import faulthandler
 import multiprocessing as mp
 import os
 import pathlib
@@ -107,6 +108,7 @@ def _result(directory: pathlib.Path, rank: int) -> Any:
 
 
 def _rank_main(rank: int, world_size: int, directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    faulthandler.dump_traceback_later(_TIMEOUT - 10)  # who hangs says where
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)

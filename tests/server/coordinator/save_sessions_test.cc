@@ -191,6 +191,25 @@ TEST_F(SaveSessionsTest, TheEndAnswersThoseWhoWait) {
   EXPECT_FALSE(sessions_.View(save_).has_value());
 }
 
+TEST_F(SaveSessionsTest, WhoComesBetweenTheAbortInTheCatalogAndItsEndIsToldOnce) {
+  Open(3);
+  sessions_.Join(save_, 0);
+  EXPECT_OK(sessions_.TellAborted(save_, "rank 0: out of paper", 0));
+  EXPECT_STATUS(sessions_.TellAborted(save_, "rank 0: out of paper", 1), absl::StatusCode::kAborted,
+                "out of paper");
+  sessions_.End(save_, v1::SaveStatus::ABORTED, "rank 0: out of paper");
+  EXPECT_OK(sessions_.TellAborted(save_, "rank 0: out of paper", 1));
+  EXPECT_STATUS(sessions_.TellAborted(save_, "rank 0: out of paper", 2), absl::StatusCode::kAborted,
+                "out of paper");
+}
+
+TEST_F(SaveSessionsTest, WhoJoinsASaveThatWasJustAbortedIsNotToldAgainAtTheNextOne) {
+  Open(2);
+  sessions_.End(save_, v1::SaveStatus::ABORTED, "rank 0: out of paper");
+  sessions_.Join(save_, 1);
+  EXPECT_OK(sessions_.TellAborted(save_, "rank 0: out of paper", 1));
+}
+
 TEST_F(SaveSessionsTest, WaitsRunOutOneByOne) {
   Open(2);
   Report(1);
