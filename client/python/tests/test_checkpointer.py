@@ -78,8 +78,8 @@ def test_the_latest_or_the_asked_step_is_loaded(server: Server, run: str) -> Non
         for step in (3, 7):
             ckpt.save(step, {"x": step, "t": torch.full((4,), step)}).wait(60)
         assert ckpt.load()[1]["x"] == 7
-        step, state = ckpt.load(step=3)
-        assert step == 3 and state["x"] == 3 and state["t"].tolist() == [3] * 4
+        loaded_step, state = ckpt.load(step=3)
+        assert loaded_step == 3 and state["x"] == 3 and state["t"].tolist() == [3] * 4
         assert [info.step for info in ckpt.list()] == [3, 7]
 
 
@@ -187,7 +187,12 @@ def test_a_device_is_copied_through_staging(server: Server, run: str, monkeypatc
     fetched: list[int] = []
     fetch = memory.PinnedStaging.fetch
     monkeypatch.setattr(memory, "on_device", memory.is_torch)
-    monkeypatch.setattr(memory.PinnedStaging, "fetch", lambda self, tensors: fetched.append(len(tensors)) or fetch(self, tensors))
+
+    def counting_fetch(self: memory.PinnedStaging, tensors: Any) -> list[Any]:
+        fetched.append(len(tensors))
+        return fetch(self, tensors)
+
+    monkeypatch.setattr(memory.PinnedStaging, "fetch", counting_fetch)
     state: Any = {"a": torch.arange(1000.0).reshape(10, 100).t(), "b": torch.tensor(True), "e": torch.zeros(0, 3), "n": np.ones(2)}
     with one_rank(server, run) as ckpt:
         for step in range(2):

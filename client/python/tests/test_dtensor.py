@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing
 from native import Server
 from states import bits
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -22,7 +22,9 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import esker
 from esker import tensors
 
-MESHES = {2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)]}
+multiprocessing: Any = torch.multiprocessing  # it has no types
+
+MESHES: dict[int, list[tuple[int, ...]]] = {2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)]}
 SHAPES = [(7, 5), (8, 6), (1, 9), (3, 4, 5), (2, 0), (13,)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64]
 
@@ -43,7 +45,7 @@ def sharded(tensor: torch.Tensor, mesh: DeviceMesh, placements: list[Any]) -> DT
 
 
 def placements_for(rng: random.Random, shape: tuple[int, ...], mesh: DeviceMesh) -> list[Any]:
-    choices = [Replicate(), *(Shard(dim) for dim in range(len(shape)))]
+    choices: list[Any] = [Replicate(), *[Shard(dim) for dim in range(len(shape))]]
     return [rng.choice(choices) for _ in range(mesh.ndim)]
 
 
@@ -113,8 +115,8 @@ def free_port() -> int:
 
 def world(size: int, server: Server, run: str, start: str, job: Callable[..., None], *arguments: Any) -> None:
     """Runs `job` on all ranks of a new world; a rank's failure is the test's."""
-    arguments = (size, free_port(), server.address, run, start, job, arguments)
-    multiprocessing.start_processes(process, arguments, nprocs=size, start_method="forkserver")
+    packed = (size, free_port(), server.address, run, start, job, arguments)
+    multiprocessing.start_processes(process, packed, nprocs=size, start_method="forkserver")
 
 
 def test_resharding_from_4_to_2_to_3_to_4_is_bit_for_bit(server: Server, run: str) -> None:
@@ -248,7 +250,7 @@ def strided(ckpt: esker.Checkpointer) -> None:
         ckpt.save(rows, {"w": shards}).wait(60)
         dist.barrier()
         assert torch.equal(ckpt.load(step=rows, only="w")[1]["w"], full), rows
-        into = torch.zeros_like(shards)
+        into: Any = torch.zeros_like(shards)
         ckpt.load(step=rows, into={"w": into})
         assert torch.equal(into.to_local(), local)
         dist.barrier()

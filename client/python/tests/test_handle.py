@@ -66,7 +66,8 @@ def test_a_failed_save_is_logged_by_itself_and_raises_only_when_asked(
         own_server.kill()
         handle = ckpt.save(2, STATE)
         until(lambda: ckpt.last_error is not None)  # nobody waits for it
-        assert handle.exception() is ckpt.last_error and ckpt.last_error.code == "DEADLINE_EXCEEDED"
+        error = handle.exception()
+        assert error is not None and error is ckpt.last_error and error.code == "DEADLINE_EXCEEDED"
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         assert f"run {run}, rank 0, step 2: the save failed" in caplog.text
         ckpt.save(3, STATE)  # does not raise either

@@ -126,7 +126,10 @@ def test_a_newer_tree_is_refused() -> None:
 
 def test_only_takes_what_matches() -> None:
     root = flatten({"model": {"w": 1, "b": 2}, "optim": [3, {"w": 4}]}).root
-    built = lambda only: loading.Plan(lambda rank, name: b"", None, False).build(loading.select(root, only), ())  # noqa: E731
+
+    def built(only: str) -> Any:
+        return loading.Plan(lambda rank, name: b"", None, False).build(loading.select(root, only), ())
+
     assert built("model.*") == {"model": {"w": 1, "b": 2}}
     assert built("*.w") == {"model": {"w": 1}, "optim": [None, {"w": 4}]}
     assert built("optim.1.*") == {"optim": [None, {"w": 4}]}
