@@ -10,7 +10,7 @@ packages=(
   librocksdb-dev libsnappy-dev libgflags-dev
   libcli11-dev libtomlplusplus-dev libspdlog-dev libfmt-dev nlohmann-json3-dev
   libgtest-dev libgmock-dev
-  python3 curl
+  python3 python3-dev python3-venv curl
 )
 if [[ "${1:-}" == "--dev" ]]; then
   packages+=(clang-14 clang-format-14 clang-tidy-14)

@@ -212,7 +212,8 @@ class _EskerTransaction(Transaction):  # type: ignore[misc]
             file: _FileWriter = self.files.popleft()
             if not file.discarded:
                 steps.setdefault(file.place._replace(file=""), {})[file.place.file] = file.content
-        fs, self.fs = self.fs, None
+        fs: EskerFileSystem = self.fs
+        self.fs = None
         fs._intrans = False
         fs._transaction = None
         if commit:

@@ -24,7 +24,7 @@ from esker import tensors
 
 multiprocessing: Any = torch.multiprocessing  # it has no types
 
-MESHES = {2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)]}
+MESHES: dict[int, list[tuple[int, ...]]] = {2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)]}
 SHAPES = [(7, 5), (8, 6), (1, 9), (3, 4, 5), (2, 0), (13,)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64]
 
@@ -45,7 +45,7 @@ def sharded(tensor: torch.Tensor, mesh: DeviceMesh, placements: list[Any]) -> DT
 
 
 def placements_for(rng: random.Random, shape: tuple[int, ...], mesh: DeviceMesh) -> list[Any]:
-    choices: list[Any] = [Replicate(), *(Shard(dim) for dim in range(len(shape)))]
+    choices: list[Any] = [Replicate(), *[Shard(dim) for dim in range(len(shape))]]
     return [rng.choice(choices) for _ in range(mesh.ndim)]
 
 
