@@ -206,14 +206,17 @@ class EskerFileSystem(AbstractFileSystem):  # type: ignore[misc]
 class _EskerTransaction(Transaction):  # type: ignore[misc]
     """The files of each step become visible together."""
 
+    fs: EskerFileSystem | None  # None once it is complete
+
     def complete(self, commit: bool = True) -> None:
         steps: dict[_Place, dict[str, bytes | None]] = {}
         while self.files:
             file: _FileWriter = self.files.popleft()
             if not file.discarded:
                 steps.setdefault(file.place._replace(file=""), {})[file.place.file] = file.content
-        fs: EskerFileSystem = self.fs
-        self.fs = None
+        fs, self.fs = self.fs, None
+        if fs is None:
+            return
         fs._intrans = False
         fs._transaction = None
         if commit:
