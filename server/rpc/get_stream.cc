@@ -44,9 +44,13 @@ std::optional<absl::Status> GetStream::OnLastMessage(bool by_client) {
 
 bool GetStream::HeldTooLong(int64_t now_ms) {
   MutexLock lock(&wants_mu_);
-  while (!sent_.empty() && sent_.front().chunk.expired()) sent_.pop_front();
+  ForgetGoneLocked();
   return !sent_.empty() &&
          now_ms - sent_.front().at_ms >= static_cast<int64_t>(backend().options.stalled_chunk_timeout_ms);
+}
+
+void GetStream::ForgetGoneLocked() {
+  while (!sent_.empty() && sent_.front().chunk.expired()) sent_.pop_front();
 }
 
 void GetStream::Fail(const absl::Status& status) { End(Annotate(status, "GetChunks")); }
@@ -174,7 +178,7 @@ void GetStream::OnSent(uint64_t read_bytes, std::weak_ptr<HeldChunk> chunk) {
   bool read_on = false;
   {
     MutexLock lock(&wants_mu_);
-    while (!sent_.empty() && sent_.front().chunk.expired()) sent_.pop_front();
+    ForgetGoneLocked();
     if (!chunk.expired()) sent_.push_back({.chunk = std::move(chunk), .at_ms = NowMillis()});
     --in_flight_;
     read_bytes_ -= read_bytes;

@@ -50,6 +50,8 @@ class GetStream final : public RawStream {
   void SendChunkLocked(uint64_t tag, std::shared_ptr<HeldChunk> chunk)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(wants_mu_);
   void OnSent(uint64_t read_bytes, std::weak_ptr<HeldChunk> chunk);
+  // Drops from sent_ what is gone.
+  void ForgetGoneLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(wants_mu_);
 
   bool greeted_ = false;   // belongs to whoever handles the current message
   uint64_t lease_id_ = 0;  // constant after kHello

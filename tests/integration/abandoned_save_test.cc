@@ -110,5 +110,57 @@ TEST_F(AbandonedSave, FromBeforeARestartOfTheServerExpiresToo) {
   ExpectNothingLeft();
 }
 
+// Two ranks of a job, through libesker.
+class GivenUpSave : public ServerTest {
+ protected:
+  void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(StartServer());
+    for (uint32_t rank = 0; rank < 2; ++rank) {
+      CheckpointerOptions options = Options();
+      options.rank = rank;
+      options.world_size = 2;
+      ASSERT_OK_AND_ASSIGN(ranks_[rank], Checkpointer::Open(options));
+    }
+  }
+
+  absl::StatusOr<SaveHandle> Save(uint32_t rank, uint64_t step) {
+    const std::string position = absl::StrCat("rank ", rank, " at ", step);
+    State state;
+    state.items.push_back({"loader", position});
+    return ranks_[rank]->Save(step, state);
+  }
+
+  std::unique_ptr<Checkpointer> ranks_[2];
+};
+
+// The server's own time limit is ten minutes.
+TEST_F(GivenUpSave, FailsOnAllRanksAtOnceAndTheNextOneWorks) {
+  ASSERT_OK_AND_ASSIGN(const SaveHandle waiting, Save(0, 1));
+  ASSERT_OK(ranks_[1]->Abort(1, "out of paper"));
+  EXPECT_STATUS(waiting.WaitFor(60'000), absl::StatusCode::kAborted, "rank 1: out of paper");
+  ASSERT_OK_AND_ASSIGN(const v1::ListCheckpointsResponse listed, client_->List("run", false));
+  EXPECT_EQ(listed.checkpoints_size(), 0);
+
+  ASSERT_OK_AND_ASSIGN(const SaveHandle first, Save(0, 2));
+  ASSERT_OK_AND_ASSIGN(const SaveHandle second, Save(1, 2));
+  EXPECT_OK(first.Wait());
+  EXPECT_OK(second.Wait());
+}
+
+TEST_F(GivenUpSave, ThatWasCommittedStays) {
+  ASSERT_OK_AND_ASSIGN(const SaveHandle first, Save(0, 1));
+  ASSERT_OK_AND_ASSIGN(const SaveHandle second, Save(1, 1));
+  ASSERT_OK(first.Wait());
+  ASSERT_OK(second.Wait());
+  EXPECT_STATUS(ranks_[1]->Abort(1, "too late"), absl::StatusCode::kAlreadyExists, "run@1");
+  ASSERT_OK_AND_ASSIGN(const v1::ListCheckpointsResponse listed, client_->List("run", false));
+  EXPECT_EQ(listed.checkpoints_size(), 1);
+}
+
+TEST_F(GivenUpSave, WithoutAServerIsAnErrorAndNoHang) {
+  server_->Kill();
+  EXPECT_STATUS(ranks_[1]->Abort(1, "out of paper"), absl::StatusCode::kUnavailable, "");
+}
+
 }  // namespace
 }  // namespace esker::testing
