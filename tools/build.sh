@@ -6,6 +6,9 @@ cd "$(dirname "$0")/.."
 preset="${1:-release}"
 shift || true
 
+# Paths count from here, so that what one checkout or build directory has compiled serves the others (the wheel's, say).
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+
 log="build/$preset.log"
 mkdir -p build
 echo "build: $preset (output in $log)"

@@ -8,6 +8,8 @@ package=client/python
 environment=build/python
 log=build/python.log
 mkdir -p build
+# As in tools/build.sh: the wheel is made of what the release build has compiled.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 
 tools/setup.sh
 [[ -x $environment/bin/pip ]] || python3 -m venv "$environment"
