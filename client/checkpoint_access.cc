@@ -42,6 +42,7 @@ CheckpointInfo ToInfo(const v1::CheckpointRecord& record) {
   info.raw_bytes = record.raw_bytes();
   info.stored_bytes = record.stored_bytes();
   info.new_stored_bytes = record.new_stored_bytes();
+  info.unchanged_bytes = record.unchanged_bytes();
   info.pinned = record.pinned();
   return info;
 }

@@ -25,11 +25,13 @@ constexpr int kSealTries = 5;
 }  // namespace
 
 PartSender::PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-                       ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters)
+                       ThreadPool* pool, KnownLayouts* known_layouts, SavedChunks* saved_before,
+                       SaveCounters* counters)
     : snapshot_(snapshot),
       options_(options),
       connection_(connection),
       known_layouts_(known_layouts),
+      saved_before_(saved_before),
       counters_(counters),
       deadline_(Deadline::After(options.timeout_ms)),
       uploader_(snapshot, options.upload, pool, counters) {
@@ -113,7 +115,7 @@ absl::Status PartSender::Begin() {
   return absl::OkStatus();
 }
 
-std::string PartSender::PartEnvelope() const {
+std::string PartSender::PartEnvelope(const std::vector<Hash128>& hashes) const {
   v1::Part part;
   part.set_run(options_.run);
   part.set_step(options_.step);
@@ -121,7 +123,7 @@ std::string PartSender::PartEnvelope() const {
   part.set_save_id(save_.save_id());
   part.set_rank(options_.rank);
   part.set_layout_digest(std::string(snapshot_->plan->digest.AsText()));
-  part.set_chunk_hashes(uploader_.Hashes());
+  for (const Hash128& hash : hashes) part.mutable_chunk_hashes()->append(hash.AsText());
   part.mutable_item_bytes()->Add(snapshot_->item_bytes.begin(), snapshot_->item_bytes.end());
   part.mutable_item_chunk_raw_bytes()->Add(snapshot_->item_chunk_raw_bytes.begin(),
                                            snapshot_->item_chunk_raw_bytes.end());
@@ -146,7 +148,8 @@ absl::StatusOr<v1::SealPartResponse> PartSender::CallSeal(const std::string& par
 }
 
 absl::Status PartSender::Seal() {
-  const std::string part_envelope = PartEnvelope();
+  const std::vector<Hash128> hashes = uploader_.Hashes();
+  const std::string part_envelope = PartEnvelope(hashes);
   const Hash128 part_digest = HashOf(AsBytes(part_envelope));
   for (int i = 0; i < kSealTries; ++i) {
     ESKER_ASSIGN_OR_RETURN(const v1::SealPartResponse response, CallSeal(part_envelope));
@@ -156,14 +159,7 @@ absl::Status PartSender::Seal() {
                                           ": SealPart: it sealed a part other than the one that was sent, ",
                                           part_digest.ToHex()));
       }
-      known_layouts_->insert(snapshot_->plan->digest);
-      report_.emplace();
-      *report_->mutable_save() = save_;
-      *report_->mutable_part() = response.entry();
-      report_->mutable_part()->clear_servers();
-      report_->mutable_part()->add_servers(0);
-      *report_->add_servers() = response.server();
-      counters_->phase = SaveProgress::Phase::kSealed;
+      Sealed(response, hashes);
       return absl::OkStatus();
     }
     std::vector<Hash128> missing;
@@ -179,6 +175,28 @@ absl::Status PartSender::Seal() {
   return absl::UnavailableError(StrCat("server ", connection_->server(),
                                        ": SealPart: it lost chunks that it had acknowledged, ", kSealTries,
                                        " times"));
+}
+
+void PartSender::Sealed(const v1::SealPartResponse& response, const std::vector<Hash128>& hashes) {
+  known_layouts_->insert(snapshot_->plan->digest);
+  CountUnchanged(hashes);
+  report_.emplace();
+  *report_->mutable_save() = save_;
+  *report_->mutable_part() = response.entry();
+  report_->mutable_part()->set_unchanged_bytes(counters_->unchanged_bytes);
+  report_->mutable_part()->clear_servers();
+  report_->mutable_part()->add_servers(0);
+  *report_->add_servers() = response.server();
+  counters_->phase = SaveProgress::Phase::kSealed;
+}
+
+void PartSender::CountUnchanged(const std::vector<Hash128>& hashes) {
+  uint64_t unchanged_bytes = 0;
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    if (saved_before_->contains(hashes[i])) unchanged_bytes += snapshot_->chunks[i].bytes;
+  }
+  counters_->unchanged_bytes = unchanged_bytes;
+  *saved_before_ = SavedChunks(hashes.begin(), hashes.end());
 }
 
 absl::Status PartSender::Report() {

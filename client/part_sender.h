@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
@@ -28,6 +29,8 @@ struct PartSenderOptions {
 
 // Layouts that a server is known to hold, so that a save of the same topology does not send one again.
 using KnownLayouts = absl::flat_hash_set<Hash128>;
+// The chunks of a rank's save before, to tell how much of a save is unchanged.
+using SavedChunks = absl::flat_hash_set<Hash128>;
 
 // Used by one thread, once.
 //
@@ -36,9 +39,10 @@ using KnownLayouts = absl::flat_hash_set<Hash128>;
 // only reported again, anything before that is offered again.
 class PartSender {
  public:
-  // All must outlive the sender.
+  // All must outlive the sender. `saved_before` becomes this save's chunks when its part is sealed.
   PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-             ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters);
+             ThreadPool* pool, KnownLayouts* known_layouts, SavedChunks* saved_before,
+             SaveCounters* counters);
 
   // Blocks until the checkpoint is committed, or the save has failed for good; then the server was told, if
   // it can be told at all. Takes at most timeout_ms, and a few seconds. Afterwards nothing of this save is on
@@ -61,13 +65,17 @@ class PartSender {
   // Tells the other ranks that this one can't go on. Returns OK if it turns out that the checkpoint was
   // committed.
   absl::Status Abort(const absl::Status& why);
-  std::string PartEnvelope() const;
+  std::string PartEnvelope(const std::vector<Hash128>& hashes) const;
+  // The part is durable: what is to be reported of it.
+  void Sealed(const v1::SealPartResponse& response, const std::vector<Hash128>& hashes);
+  void CountUnchanged(const std::vector<Hash128>& hashes);
   Deadline CallDeadline() const;
 
   const Snapshot* const snapshot_;
   const PartSenderOptions options_;
   Connection* const connection_;
   KnownLayouts* const known_layouts_;
+  SavedChunks* const saved_before_;
   SaveCounters* const counters_;
   const Deadline deadline_;
   Uploader uploader_;

@@ -64,6 +64,7 @@ SaveProgress SaveHandle::Progress() const {
   progress.processed_bytes = counters.processed_bytes;
   progress.sent_bytes = counters.sent_bytes;
   progress.deduplicated_bytes = counters.deduplicated_bytes;
+  progress.unchanged_bytes = counters.unchanged_bytes;
   return progress;
 }
 

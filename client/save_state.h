@@ -17,6 +17,7 @@ struct SaveCounters {
   std::atomic<uint64_t> processed_bytes = 0;
   std::atomic<uint64_t> sent_bytes = 0;
   std::atomic<uint64_t> deduplicated_bytes = 0;
+  std::atomic<uint64_t> unchanged_bytes = 0;
 };
 
 // Thread-safe.

@@ -126,7 +126,7 @@ void Saver::RunJob(Job* job) {
   options.timeout_ms = options_.save_timeout_ms;
   absl::Status status;
   {
-    PartSender sender(&job->snapshot, options, connection_.get(), &pool_, &known_layouts_,
+    PartSender sender(&job->snapshot, options, connection_.get(), &pool_, &known_layouts_, &saved_before_,
                       &job->shared->counters);
     status = sender.Run();
   }

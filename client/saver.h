@@ -69,6 +69,7 @@ class Saver {
   std::unique_ptr<Job> next_ ABSL_GUARDED_BY(mu_);
 
   KnownLayouts known_layouts_;  // only thread_ uses it
+  SavedChunks saved_before_;    // likewise
   ThreadPool pool_;
   std::thread thread_;
 };

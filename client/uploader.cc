@@ -68,12 +68,9 @@ absl::Status Uploader::SendAgain(const std::vector<Hash128>& hashes, Connection*
   return Run({connection, save, deadline});
 }
 
-std::string Uploader::Hashes() const {
+std::vector<Hash128> Uploader::Hashes() const {
   MutexLock lock(&mu_);
-  std::string text;
-  text.reserve(hashes_.size() * sizeof(Hash128));
-  for (const Hash128& hash : hashes_) text.append(hash.AsText());
-  return text;
+  return hashes_;
 }
 
 void Uploader::Restart() {

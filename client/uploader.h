@@ -43,8 +43,8 @@ class Uploader {
   absl::Status SendAgain(const std::vector<Hash128>& hashes, Connection* connection,
                          const v1::SaveContext& save, const Deadline& deadline);
 
-  // All chunks' hashes in order, 16 bytes each. After an Upload that returned OK.
-  std::string Hashes() const;
+  // All chunks' hashes in order. After an Upload that returned OK.
+  std::vector<Hash128> Hashes() const;
 
  private:
   struct Job {

@@ -111,7 +111,7 @@ absl::Status ListRun(Cli* cli, const LsOptions& options, AdminClient* admin) {
     table.Add({absl::StrCat(record.step()), TimeAndAge(record.committed_unix_ms()),
                absl::StrCat(record.world_size()), HumanBytes(record.raw_bytes()),
                HumanBytes(record.stored_bytes()), HumanBytes(record.new_stored_bytes()),
-               absl::StrCat(record.attempt()), PinText(record), StateText(record.state())});
+               absl::StrCat(record.attempt()), PinText(record), StateText(record)});
     checkpoints.push_back(CheckpointJson(record));
   }
   Json saves = Json::array();

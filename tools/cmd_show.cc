@@ -42,6 +42,7 @@ Json ManifestJson(const v1::Manifest& manifest) {
                      {"raw_bytes", part.raw_bytes()},
                      {"stored_bytes", part.stored_bytes()},
                      {"new_stored_bytes", part.new_stored_bytes()},
+                     {"unchanged_bytes", part.unchanged_bytes()},
                      {"part_digest", Hex(part.part_digest())},
                      {"layout_digest", Hex(part.layout_digest())},
                      {"servers", part.servers()}});
@@ -62,6 +63,8 @@ void PrintCheckpoint(const v1::CheckpointRecord& record) {
   std::printf("  raw        %s\n", HumanBytes(record.raw_bytes()).c_str());
   std::printf("  stored     %s, of which %s new\n", HumanBytes(record.stored_bytes()).c_str(),
               HumanBytes(record.new_stored_bytes()).c_str());
+  std::printf("  unchanged  %s of the raw bytes were in the save before too%s\n",
+              HumanBytes(record.unchanged_bytes()).c_str(), IsStale(record) ? ": stale" : "");
   std::printf("  manifest   %s\n", Hex(record.manifest_digest()).c_str());
   if (record.pinned()) {
     const std::string& note = record.pin_note();

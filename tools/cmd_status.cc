@@ -30,6 +30,8 @@ Json StatusJson(const v1::StatusResponse& status) {
           {"layouts", status.layouts()},
           {"open_saves", status.open_saves()},
           {"open_reads", status.open_reads()},
+          {"chunks_read", status.chunks_read()},
+          {"chunk_reads_joined", status.chunk_reads_joined()},
           {"peak_rss_bytes", status.peak_rss_bytes()},
           {"cpu_seconds", status.cpu_seconds()},
           {"failed_segments", status.failed_segments()}};

@@ -3,13 +3,24 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "format/base/clock.h"
 #include "format/base/duration.h"
 
 namespace esker {
 
-std::string StateText(v1::CheckpointRecord::State state) {
+namespace {
+
+// Of the raw bytes. The Python package's default for its warning (stale_fraction).
+constexpr double kStaleFraction = 0.9;
+
+double UnchangedFraction(const v1::CheckpointRecord& record) {
+  if (record.raw_bytes() == 0) return 0;
+  return static_cast<double>(record.unchanged_bytes()) / static_cast<double>(record.raw_bytes());
+}
+
+const char* StateName(v1::CheckpointRecord::State state) {
   switch (state) {
     case v1::CheckpointRecord::COMMITTED:
       return "committed";
@@ -20,10 +31,20 @@ std::string StateText(v1::CheckpointRecord::State state) {
   }
 }
 
+}  // namespace
+
+bool IsStale(const v1::CheckpointRecord& record) { return UnchangedFraction(record) >= kStaleFraction; }
+
+std::string StateText(const v1::CheckpointRecord& record) {
+  const std::string name = StateName(record.state());
+  if (!IsStale(record)) return name;
+  return absl::StrFormat("%s, stale: %.0f%% unchanged", name, 100 * UnchangedFraction(record));
+}
+
 Json CheckpointJson(const v1::CheckpointRecord& record) {
   return {{"run", record.run()},
           {"step", record.step()},
-          {"state", StateText(record.state())},
+          {"state", StateName(record.state())},
           {"attempt", record.attempt()},
           {"ranks", record.world_size()},
           {"begun_unix_ms", record.begun_unix_ms()},
@@ -31,6 +52,8 @@ Json CheckpointJson(const v1::CheckpointRecord& record) {
           {"raw_bytes", record.raw_bytes()},
           {"stored_bytes", record.stored_bytes()},
           {"new_stored_bytes", record.new_stored_bytes()},
+          {"unchanged_bytes", record.unchanged_bytes()},
+          {"stale", IsStale(record)},
           {"pinned", record.pinned()},
           {"pin_note", record.pin_note()}};
 }

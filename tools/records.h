@@ -20,8 +20,11 @@ Json GarbageJson(const v1::GarbageReport& report);
 std::string RetentionText(const v1::RetentionPolicy& policy);
 bool HasRules(const v1::RetentionPolicy& policy);
 
-// "committed", "deleting".
-std::string StateText(v1::CheckpointRecord::State state);
+// "committed", "committed, stale: 98% unchanged", "deleting".
+std::string StateText(const v1::CheckpointRecord& record);
+// Whether most of it is what the save before had too: a copy was saved, perhaps, that training no longer
+// changes.
+bool IsStale(const v1::CheckpointRecord& record);
 // "2031-04-05 13:14:15 (2 h 3 min ago)".
 std::string TimeAndAge(int64_t unix_ms);
 // "llama@1000".

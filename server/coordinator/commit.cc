@@ -35,6 +35,7 @@ v1::CheckpointRecord RecordOf(const v1::Manifest& manifest, const std::string& e
     record.set_raw_bytes(SaturatingAdd(record.raw_bytes(), part.raw_bytes()));
     record.set_stored_bytes(SaturatingAdd(record.stored_bytes(), part.stored_bytes()));
     record.set_new_stored_bytes(SaturatingAdd(record.new_stored_bytes(), part.new_stored_bytes()));
+    record.set_unchanged_bytes(SaturatingAdd(record.unchanged_bytes(), part.unchanged_bytes()));
   }
   return record;
 }

@@ -122,7 +122,7 @@ void GetStream::StartReadsLocked() {
     // Within the lock, so that reads get memory in the order in which they are sent: one that has it must not
     // wait for one that has none.
     ReadHeldChunk(
-        &backend(), /*reader=*/this, wants_[i].hash,
+        &backend(), /*reader=*/this, wants_[i].hash, ReadMode::kShared,
         [this] { return ended() ? absl::CancelledError("the stream has ended") : RenewNowAndThen(); },
         [this, number = first_number_ + i](HeldChunkOr answer) {
           OnRead(number, std::move(answer));

@@ -56,6 +56,8 @@ void AddStoreFigures(const StoreStats& stats, v1::StatusResponse* response) {
   response->set_layouts(stats.layouts);
   response->set_open_saves(stats.open_saves);
   response->set_open_reads(stats.open_reads);
+  response->set_chunks_read(stats.chunks_read);
+  response->set_chunk_reads_joined(stats.chunk_reads_joined);
   for (const std::string& segment : stats.failed_segments) response->add_failed_segments(segment);
 }
 

@@ -130,7 +130,7 @@ void VerifyCall::StartChunkLocked() {
   ++chunks_in_flight_;
   ++work_;
   ReadHeldChunk(
-      backend_, /*reader=*/this, task.chunk.hash,
+      backend_, /*reader=*/this, task.chunk.hash, ReadMode::kFromDisk,
       [this] { return ended() ? absl::CancelledError("the call has ended") : absl::OkStatus(); },
       [this, task](const HeldChunkOr& held) {
         backend_->calls.Schedule([this, task, held] { Check(task, held); });

@@ -145,6 +145,7 @@ void ChunkIo::Read(const Hash128& hash, ReadDone done) {
   }
   std::shared_ptr<ReadOp> read = *std::move(prepared);
   read->done = std::move(done);
+  ++chunks_read_;
   DiskFile* const file = read->file.get();
   const MutableBytes record = read->record.bytes().first(read->entry.record_bytes());
   file->ReadAsync(read->entry.place.offset, record, [this, read](const absl::Status& status) {
@@ -182,19 +183,19 @@ bool ChunkIo::IsStillAt(const ChunkEntry& entry) const {
 
 void ChunkIo::EndRead(const std::shared_ptr<ReadOp>& read, absl::Status status) {
   const ChunkEntry& entry = read->entry;
-  ChunkRead result;
+  auto result = std::make_shared<ChunkRead>();
   if (status.ok()) {
     const ByteView record = read->record.bytes().first(entry.record_bytes());
     const absl::StatusOr<ChunkHeader> header = CheckRecord(record, entry.place, entry.info.hash);
     status = header.status();
-    if (header.ok()) result.info = header->info;
+    if (header.ok()) result->info = header->info;
   } else if (absl::IsOutOfRange(status)) {
     status = absl::DataLossError(status.message());  // the file was cut short
   }
   if (absl::IsDataLoss(status) && IsStillAt(entry)) sessions_->MarkDamaged(entry.info.hash);
   committer_->Settle(sessions_->Unpin(std::array<Hash128, 1>{entry.info.hash}));
   if (status.ok()) {
-    result.record = std::move(read->record);
+    result->record = std::move(read->record);
     read->done(std::move(result));
   } else {
     read->record = Buffer();

@@ -1,6 +1,7 @@
 // The data path: records into segments, and out of them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,6 +18,8 @@
 
 namespace esker::store {
 
+using ReadDone = std::function<void(ChunkReadOr)>;
+
 // Reads and writes of chunks. Thread-safe. What the disk's threads report is handled on two threads of its
 // own, so that a check of a record, or a user's callback, holds up no other operation of the disk.
 class ChunkIo {
@@ -26,10 +29,11 @@ class ChunkIo {
   // Waits for all operations under way.
   ~ChunkIo();
 
-  // Store::Put and Store::ReadChunk.
+  // Store::Put and Store::ReadChunk, from the disk.
   void Put(const PartRef& part, const ChunkInfo& info, Buffer record, PutDone done);
-  using ReadDone = std::function<void(absl::StatusOr<ChunkRead>)>;
   void Read(const Hash128& hash, ReadDone done);
+  // How many reads of the disk were started.
+  uint64_t chunks_read() const { return chunks_read_; }
 
  private:
   struct Write {
@@ -63,6 +67,8 @@ class ChunkIo {
   SegmentSet* const segments_;
   Sessions* const sessions_;
   Committer* const committer_;
+
+  std::atomic<uint64_t> chunks_read_ = 0;
 
   Mutex mu_;  // no other lock is taken under it
   CondVar idle_;

@@ -19,6 +19,7 @@
 #include "server/store/seal_group.h"
 #include "server/store/segment_set.h"
 #include "server/store/sessions.h"
+#include "server/store/shared_reads.h"
 #include "spdlog/spdlog.h"
 
 namespace esker {
@@ -71,7 +72,8 @@ class Store::Impl {
         leases_(options.clock, options.read_lease_ttl_ms, !directory_->is_new()),
         segments_(disk_.get(), MakeSegmentOptions()),
         committer_(store::CommitContext(index_.get(), &segments_, &sessions_, &counts_, options.clock)),
-        io_(std::make_unique<store::ChunkIo>(&buffers_, index_.get(), &segments_, &sessions_, &committer_)) {
+        io_(std::make_unique<store::ChunkIo>(&buffers_, index_.get(), &segments_, &sessions_, &committer_)),
+        shared_reads_(io_.get(), &leases_, store::KeptChunksFor(options.buffer_pool_bytes)) {
     disk_->RegisterMemory(buffers_.memory());
   }
 
@@ -106,6 +108,8 @@ class Store::Impl {
   store::ReadLeases* leases() { return &leases_; }
   store::Committer* committer() { return &committer_; }
   store::ChunkIo* io() { return io_.get(); }
+  void ReadChunk(const Hash128& hash, ReadMode mode, store::ReadDone done);
+  void CloseRead(uint64_t lease_id);
 
  private:
   store::SegmentSetOptions MakeSegmentOptions();
@@ -129,6 +133,7 @@ class Store::Impl {
   store::SegmentSet segments_;
   store::Committer committer_;
   std::unique_ptr<store::ChunkIo> io_;
+  store::SharedReads shared_reads_;
 };
 
 store::SegmentSetOptions Store::Impl::MakeSegmentOptions() {
@@ -310,6 +315,16 @@ absl::StatusOr<RemovedSpace> Store::Impl::RemoveSave(const SaveRef& save) {
   return removed;
 }
 
+void Store::Impl::ReadChunk(const Hash128& hash, ReadMode mode, store::ReadDone done) {
+  if (mode == ReadMode::kFromDisk) return io_->Read(hash, std::move(done));
+  shared_reads_.Read(hash, std::move(done));
+}
+
+void Store::Impl::CloseRead(uint64_t lease_id) {
+  leases_.Close(lease_id);
+  shared_reads_.ReaderGone();
+}
+
 absl::StatusOr<StoreStats> Store::Impl::Stats() {
   StoreStats stats;
   for (const store::SegmentInfo& info : segments_.List()) {
@@ -329,6 +344,8 @@ absl::StatusOr<StoreStats> Store::Impl::Stats() {
   stats.layouts = counts_.layouts;
   stats.open_saves = sessions_.OpenSaves().size();
   stats.open_reads = leases_.count();
+  stats.chunks_read = io_->chunks_read();
+  stats.chunk_reads_joined = shared_reads_.joined();
   return stats;
 }
 
@@ -412,8 +429,8 @@ absl::StatusOr<std::string> Store::GetLayout(const Hash128& digest) const {
   return *std::move(layout);
 }
 
-void Store::ReadChunk(const Hash128& hash, std::function<void(absl::StatusOr<ChunkRead>)> done) {
-  impl_->io()->Read(hash, std::move(done));
+void Store::ReadChunk(const Hash128& hash, ReadMode mode, std::function<void(ChunkReadOr)> done) {
+  impl_->ReadChunk(hash, mode, std::move(done));
 }
 
 absl::StatusOr<ChunkLocation> Store::Locate(const Hash128& hash) const {
@@ -426,7 +443,7 @@ absl::StatusOr<ChunkLocation> Store::Locate(const Hash128& hash) const {
 
 uint64_t Store::OpenRead(const SaveRef& save) { return impl_->leases()->Open(save); }
 absl::Status Store::RenewRead(uint64_t lease_id) { return impl_->leases()->Renew(lease_id); }
-void Store::CloseRead(uint64_t lease_id) { impl_->leases()->Close(lease_id); }
+void Store::CloseRead(uint64_t lease_id) { impl_->CloseRead(lease_id); }
 bool Store::HasReaders(const SaveRef& save) const { return impl_->leases()->HasReaders(save); }
 bool Store::MayHaveUnknownReaders() const { return impl_->leases()->MayHaveUnknownReaders(); }
 

@@ -76,6 +76,14 @@ struct ChunkRead {
   ByteView stored() const { return {record.data() + PayloadOffset(info.stored_bytes), info.stored_bytes}; }
 };
 
+// Shared by all who asked for it at the same time.
+using ChunkReadOr = absl::StatusOr<std::shared_ptr<const ChunkRead>>;
+
+enum class ReadMode {
+  kShared,    // a read under way or just done by somebody else will do
+  kFromDisk,  // to see whether the disk has it
+};
+
 // Where a chunk's record is, for people.
 struct ChunkLocation {
   std::string file;
@@ -111,6 +119,8 @@ struct StoreStats {
   uint64_t layouts = 0;
   uint64_t open_saves = 0;
   uint64_t open_reads = 0;
+  uint64_t chunks_read = 0;         // from the disk, since the start
+  uint64_t chunk_reads_joined = 0;  // that another client's read of the disk served
   DiskSpace disk;
   std::vector<std::string> failed_segments;
 };
@@ -173,10 +183,10 @@ class Store {
   absl::StatusOr<std::vector<uint32_t>> PartRanks(const SaveRef& save) const;    // sorted
   absl::StatusOr<std::string> GetLayout(const Hash128& digest) const;            // the envelope; kNotFound
 
-  // Reads a chunk's record and checks it (CheckRecord). `done` is called once, on one of the store's threads;
-  // it may block for a short time but not wait for another read. kNotFound; kDataLoss names file and offset.
-  // May block while memory is short.
-  void ReadChunk(const Hash128& hash, std::function<void(absl::StatusOr<ChunkRead>)> done);
+  // Reads a chunk's record and checks it (CheckRecord). `done` is called once, on one of the store's threads
+  // or at once on this one; it may block for a short time but not wait for another read. kNotFound; kDataLoss
+  // names file and offset. May block while memory is short.
+  void ReadChunk(const Hash128& hash, ReadMode mode, std::function<void(ChunkReadOr)> done);
   absl::StatusOr<ChunkLocation> Locate(const Hash128& hash) const;
 
   // A lease against garbage collection. The caller registers first and then checks in the catalog that the

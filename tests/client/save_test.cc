@@ -109,6 +109,26 @@ TEST(Save, WhatTheServerHoldsIsNotSentAgain) {
   EXPECT_EQ(third.Progress().sent_bytes, 8192u * 4);
 }
 
+TEST(Save, WhatThisRanksSaveBeforeHadIsUnchanged) {
+  FakeServer server;
+  std::vector<std::unique_ptr<Checkpointer>> ranks;
+  for (uint32_t rank = 0; rank < 2; ++rank) ranks.push_back(Open(TestOptions(server, rank, 2)));
+  StateBuilder builder(TestSeed());
+  std::vector<uint8_t>& changing = builder.Add(WholeTensor("a", ElementType::kF32, {8192}));
+  builder.Add(WholeTensor("frozen", ElementType::kF32, {100'000}));
+  const auto unchanged_after = [&](uint64_t step) {
+    std::vector<SaveHandle> handles;
+    for (const auto& rank : ranks) handles.push_back(*rank->Save(step, builder.state()));
+    for (const SaveHandle& handle : handles) EXPECT_OK(handle.Wait());
+    EXPECT_EQ(handles[0].Progress().unchanged_bytes, handles[1].Progress().unchanged_bytes);
+    return handles[0].Progress().unchanged_bytes;
+  };
+  EXPECT_EQ(unchanged_after(1), 0u) << "what another rank has saved does not count";
+  EXPECT_EQ(unchanged_after(2), 108'192u * 4);
+  builder.Refill(&changing);
+  EXPECT_EQ(unchanged_after(3), 100'000u * 4);
+}
+
 TEST(Save, AChunkThatThePartHasTwiceIsSentOnce) {
   FakeServer server;
   const auto checkpointer = Open(TestOptions(server));

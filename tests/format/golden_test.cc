@@ -163,6 +163,7 @@ std::string ExampleManifest() {
     entry->set_raw_bytes(11);
     entry->set_stored_bytes(11);
     entry->set_new_stored_bytes(rank == 1 ? 3 : 11);
+    entry->set_unchanged_bytes(rank == 1 ? 8 : 0);
     entry->add_servers(0);
   }
   return EncodeEnvelope(EnvelopeKind::kManifest, manifest);
@@ -206,6 +207,7 @@ std::string ExampleCheckpoint() {
   checkpoint.set_new_stored_bytes(14);
   checkpoint.set_pinned(true);
   checkpoint.set_pin_note("for the paper");
+  checkpoint.set_unchanged_bytes(8);
   return EncodeEnvelope(EnvelopeKind::kCheckpoint, checkpoint);
 }
 

@@ -143,6 +143,8 @@ TEST_P(SaveRestore, ASecondSaveStoresOnlyWhatChanged) {
   EXPECT_EQ(listed[0].new_stored_bytes, 17u << 20);
   EXPECT_EQ(listed[1].stored_bytes, 17u << 20);
   EXPECT_EQ(listed[1].new_stored_bytes, 1u << 20);
+  EXPECT_EQ(listed[0].unchanged_bytes, 0u);
+  EXPECT_EQ(listed[1].unchanged_bytes, 16u << 20);
 }
 
 TEST_P(SaveRestore, AStepIsSavedOnceByAnAttemptAndReplacedByALaterOne) {

@@ -64,6 +64,9 @@ struct SaveProgress {
   uint64_t processed_bytes = 0;     // hashed, and held by the server: sent, or known before
   uint64_t sent_bytes = 0;          // over the network, encoded
   uint64_t deduplicated_bytes = 0;  // raw bytes that the server held already
+  // Of raw_bytes, what this Checkpointer's save before had too, counted in whole chunks. Known once the part
+  // is sealed. Nearly all of it: a copy is being saved, perhaps, that training no longer changes.
+  uint64_t unchanged_bytes = 0;
 };
 
 // A save under way. Copyable; the save goes on if all handles are dropped. Thread-safe.

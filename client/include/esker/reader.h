@@ -32,6 +32,7 @@ struct CheckpointInfo {
   uint64_t raw_bytes = 0;         // of the state
   uint64_t stored_bytes = 0;      // after the codec
   uint64_t new_stored_bytes = 0;  // of these, what no earlier checkpoint had
+  uint64_t unchanged_bytes = 0;   // of raw_bytes, what each rank's save before had too
   bool pinned = false;
 };
 

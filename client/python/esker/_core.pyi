@@ -56,6 +56,9 @@ class CheckpointInfo:
     def new_stored_bytes(self) -> int:
         """Of stored_bytes, what no earlier checkpoint had."""
     @property
+    def unchanged_bytes(self) -> int:
+        """Of raw_bytes, what each rank's save before had too, counted in whole chunks."""
+    @property
     def pinned(self) -> bool: ...
 
 class TensorInfo:
@@ -101,6 +104,9 @@ class SaveProgress:
     @property
     def deduplicated_bytes(self) -> int:
         """Of raw_bytes, what the server held already."""
+    @property
+    def unchanged_bytes(self) -> int:
+        """Of raw_bytes, what this Checkpointer's save before had too, counted in whole chunks; 0 until "sealed"."""
 
 class SaveHandle:
     """A save under way. The save goes on if the handle is dropped."""

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from esker import _core, dtypes, loading, memory, merge, spread, staleness, tensors, tree, tree_json
+from esker import _core, dtypes, loading, memory, merge, spread, tensors, tree, tree_json
 from esker import progress as bars
 from esker.errors import StateMismatchError
 from esker.handle import RefusedSave, SaveHandle, Watcher
@@ -107,7 +107,6 @@ class Checkpointer:
         self._watcher: Watcher | None = None
         self._last: SaveHandle | None = None
         self._unraised: _core.EskerError | None = None
-        self._samples: staleness.Samples = {}  # of the save before
         self.last_error: _core.EskerError | None = None
         """Why the last save that ended failed; None if it was committed."""
         self._native: _core.Checkpointer | None = _core.Checkpointer(
@@ -179,7 +178,6 @@ class Checkpointer:
         with self._save_lock:
             ready = self._readable([share.held.data for share in shares])
             boxes = [_native_box(share, data) for share, data in zip(shares, ready)]
-            samples = staleness.take(shares, ready)
             for share, data in zip(shares, ready):
                 if share.is_own and share.bytes <= _DIGESTED_BYTES:
                     share.leaf.digest = tree.digest_of(memory.content(data, share.bytes))
@@ -191,9 +189,7 @@ class Checkpointer:
                 if error.code in _CALLERS_ERRORS:
                     raise
                 save = RefusedSave(step, error)
-            unchanged = staleness.unchanged_fraction(self._samples, samples)
-            self._samples = samples
-        return self._watched(save, unchanged)
+        return self._watched(save)
 
     def _readable(self, sources: list[Any]) -> list[Any]:
         """The same elements in memory that the native client can read."""
@@ -203,14 +199,14 @@ class Checkpointer:
             ready[i] = copy
         return [memory.contiguous(data) for data in ready]
 
-    def _watched(self, save: Any, unchanged: float) -> SaveHandle:
+    def _watched(self, save: Any) -> SaveHandle:
         what = f"{self._run}@{save.step}"
         reference = weakref.ref(self)
 
         def at_end(handle: SaveHandle, error: _core.EskerError | None) -> None:
             checkpointer = reference()
             if checkpointer is not None:
-                checkpointer._note_end(handle, error, unchanged)
+                checkpointer._note_end(handle, error)
 
         handle = SaveHandle(save, what, at_end, self._show_progress)
         self._last = handle
@@ -223,10 +219,10 @@ class Checkpointer:
         self._watcher.watch(handle)
         return handle
 
-    def _note_end(self, handle: SaveHandle, error: _core.EskerError | None, unchanged: float) -> None:
+    def _note_end(self, handle: SaveHandle, error: _core.EskerError | None) -> None:
         if error is None:
             self.last_error = None
-            self._note_stale(handle, unchanged)
+            self._note_stale(handle)
         elif error.code == "CANCELLED":  # the policy "skip", as asked for
             log.info("esker: %s", error)
         else:
@@ -234,10 +230,10 @@ class Checkpointer:
             self._unraised = error
             log.error("esker: %s, step %d: the save failed: %s", self._where(), handle.step, error)
 
-    def _note_stale(self, handle: SaveHandle, unchanged: float) -> None:
+    def _note_stale(self, handle: SaveHandle) -> None:
         progress = handle.progress()
-        known = min(unchanged, progress.deduplicated_bytes / max(progress.raw_bytes, 1))
-        if known < self._stale_fraction:
+        unchanged = progress.unchanged_bytes / max(progress.raw_bytes, 1)
+        if unchanged < self._stale_fraction:
             return
         handle.stale = True
         log.warning(
@@ -245,7 +241,7 @@ class Checkpointer:
             " changes? (if most weights are frozen, raise stale_fraction)",
             self._where(),
             handle.step,
-            100 * known,
+            100 * unchanged,
         )
 
     def _raise_unraised(self) -> None:

@@ -20,6 +20,7 @@ class Progress(Protocol):
 
     phase: "uploading", "sealed" (this rank is done), "committed" or "failed". raw_bytes: of the state. processed_bytes: of
     these, what the server holds. sent_bytes: over the network. deduplicated_bytes: raw bytes that the server held already.
+    unchanged_bytes: raw bytes that this rank's save before had too; known once it is sealed.
     """
 
     @property
@@ -32,6 +33,8 @@ class Progress(Protocol):
     def sent_bytes(self) -> int: ...
     @property
     def deduplicated_bytes(self) -> int: ...
+    @property
+    def unchanged_bytes(self) -> int: ...
 
 
 class NativeSave(Protocol):
@@ -47,7 +50,7 @@ class NativeSave(Protocol):
 
 class _NothingSent:
     phase = "failed"
-    raw_bytes = processed_bytes = sent_bytes = deduplicated_bytes = 0
+    raw_bytes = processed_bytes = sent_bytes = deduplicated_bytes = unchanged_bytes = 0
 
 
 class RefusedSave:
@@ -82,8 +85,8 @@ class SaveHandle:
         self._future: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._future.set_running_or_notify_cancel()  # so that a cancelled await does not cancel the save's own result
         self.stale = False
-        """Whether most of what was saved was in the store already: perhaps a copy that training no longer changes. Known
-        when the save is done."""
+        """Whether most of what was saved is what this rank's save before had: perhaps a copy that training no longer changes.
+        Known when the save is done."""
 
     @property
     def step(self) -> int:

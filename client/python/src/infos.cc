@@ -39,6 +39,7 @@ void BindInfos(py::module_& module) {
       .def_readonly("raw_bytes", &CheckpointInfo::raw_bytes)
       .def_readonly("stored_bytes", &CheckpointInfo::stored_bytes)
       .def_readonly("new_stored_bytes", &CheckpointInfo::new_stored_bytes)
+      .def_readonly("unchanged_bytes", &CheckpointInfo::unchanged_bytes)
       .def_readonly("pinned", &CheckpointInfo::pinned)
       .def("__repr__", [](const CheckpointInfo& info) { return Repr(info); });
 

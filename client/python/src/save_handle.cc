@@ -86,6 +86,7 @@ void BindSaveHandle(py::module_& module) {
       .def_readonly("processed_bytes", &SaveProgress::processed_bytes)
       .def_readonly("sent_bytes", &SaveProgress::sent_bytes)
       .def_readonly("deduplicated_bytes", &SaveProgress::deduplicated_bytes)
+      .def_readonly("unchanged_bytes", &SaveProgress::unchanged_bytes)
       .def("__repr__", [](const SaveProgress& progress) { return Repr(progress); });
 
   py::class_<BoundSave>(module, "SaveHandle")

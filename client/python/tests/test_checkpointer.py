@@ -17,6 +17,7 @@ from states import SHAPES, TORCH_DTYPES, difference, random_state, random_tensor
 
 import esker
 from esker import memory
+from esker._programs import program_path
 
 
 def open_ranks(server: Server, run: str, world_size: int, start: str = "first", **options: Any) -> list[esker.Checkpointer]:
@@ -437,6 +438,14 @@ def test_stale_saves_are_caught(server: Server, run: str, caplog: pytest.LogCapt
         fresh = ckpt.save(3, {"state": state, "step": 3})
         fresh.wait(60)
         assert not fresh.stale
+        assert [info.unchanged_bytes > 0.9 * info.raw_bytes for info in ckpt.list()] == [False, True, True, False]
+    listed = subprocess.run([program_path("esker"), "--server", server.address, "ls", run], capture_output=True, text=True)
+    assert [line.rsplit("  ", 1)[-1].strip() for line in listed.stdout.splitlines()[1:]] == [
+        "committed",
+        "committed, stale: 100% unchanged",
+        "committed, stale: 100% unchanged",
+        "committed",
+    ]
 
 
 def test_what_another_rank_saved_too_is_not_stale(server: Server, run: str) -> None:

@@ -285,7 +285,8 @@ void CoordinatorTest::ExpectReadable(const SaveRef& save, uint32_t world_size) {
     const absl::StatusOr<Hash128> hash = HashFromBytes(part->chunk_hashes(), "chunk");
     ASSERT_OK(hash);
     std::promise<absl::Status> read;
-    store_->ReadChunk(*hash, [&](absl::StatusOr<ChunkRead> chunk) { read.set_value(chunk.status()); });
+    store_->ReadChunk(*hash, ReadMode::kFromDisk,
+                      [&](const ChunkReadOr& chunk) { read.set_value(chunk.status()); });
     EXPECT_OK(read.get_future().get());
   }
 }

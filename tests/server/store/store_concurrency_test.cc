@@ -75,7 +75,7 @@ TEST_F(StoreConcurrencyTest, ClosingWaitsForOperationsUnderWay) {
   ASSERT_OK(SavePart(store_.get(), MakePart(1), MakeChunks(1, 4, 100'000)));
   std::atomic<int> ended = 0;
   for (const TestChunk& chunk : MakeChunks(1, 4, 100'000)) {
-    store_->ReadChunk(chunk.hash(), [&](const absl::StatusOr<ChunkRead>& read) {
+    store_->ReadChunk(chunk.hash(), ReadMode::kFromDisk, [&](const ChunkReadOr& read) {
       EXPECT_OK(read);
       ++ended;
     });

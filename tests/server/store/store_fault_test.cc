@@ -230,7 +230,7 @@ TEST_F(StoreFaultTest, CorruptRecordIsDataLossWithFileAndOffset) {
   ASSERT_OK(SavePart(store_.get(), MakePart(1), chunks));
   ASSERT_OK_AND_ASSIGN(const ChunkLocation location, store_->Locate(chunks[1].hash()));
   FlipByte(location.file, location.offset + PayloadOffset(100'000) + 77'777);
-  const absl::StatusOr<ChunkRead> read = ReadRecord(store_.get(), chunks[1].hash());
+  const ChunkReadOr read = ReadRecord(store_.get(), chunks[1].hash());
   EXPECT_STATUS(read, absl::StatusCode::kDataLoss, location.file);
   EXPECT_STATUS(read, absl::StatusCode::kDataLoss, StrCat("at ", location.offset));
   EXPECT_OK(ReadRecord(store_.get(), chunks[0].hash()));

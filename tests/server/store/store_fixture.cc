@@ -103,9 +103,9 @@ absl::StatusOr<SealResult> SavePart(Store* store, const PartRef& part, const std
   return SealChunks(store, part, chunks);
 }
 
-absl::StatusOr<ChunkRead> ReadRecord(Store* store, const Hash128& hash) {
-  std::promise<absl::StatusOr<ChunkRead>> done;
-  store->ReadChunk(hash, [&](absl::StatusOr<ChunkRead> read) { done.set_value(std::move(read)); });
+ChunkReadOr ReadRecord(Store* store, const Hash128& hash, ReadMode mode) {
+  std::promise<ChunkReadOr> done;
+  store->ReadChunk(hash, mode, [&](ChunkReadOr read) { done.set_value(std::move(read)); });
   return done.get_future().get();
 }
 
@@ -114,9 +114,9 @@ absl::Status CheckPart(Store* store, const PartRef& part, const std::vector<Test
   if (stored.ref != part) return absl::InternalError("it is another part");
   if (stored.envelope != EncodePart(part, chunks).part) return absl::InternalError("its envelope differs");
   for (const TestChunk& chunk : chunks) {
-    ESKER_ASSIGN_OR_RETURN(const ChunkRead read, ReadRecord(store, chunk.hash()));
-    if (read.info != chunk.info) return absl::InternalError("a chunk's info differs");
-    if (AsText(read.stored()) != chunk.raw) return absl::InternalError("a chunk's bytes differ");
+    ESKER_ASSIGN_OR_RETURN(const std::shared_ptr<const ChunkRead> read, ReadRecord(store, chunk.hash()));
+    if (read->info != chunk.info) return absl::InternalError("a chunk's info differs");
+    if (AsText(read->stored()) != chunk.raw) return absl::InternalError("a chunk's bytes differ");
   }
   return absl::OkStatus();
 }

@@ -53,7 +53,7 @@ absl::StatusOr<SealResult> SealChunks(Store* store, const PartRef& part,
                                       const std::vector<TestChunk>& chunks);
 // Offer, put what is missing, seal; again if the seal says that something is missing.
 absl::StatusOr<SealResult> SavePart(Store* store, const PartRef& part, const std::vector<TestChunk>& chunks);
-absl::StatusOr<ChunkRead> ReadRecord(Store* store, const Hash128& hash);
+ChunkReadOr ReadRecord(Store* store, const Hash128& hash, ReadMode mode = ReadMode::kFromDisk);
 // OK if the part is there and each chunk reads back bit for bit.
 absl::Status CheckPart(Store* store, const PartRef& part, const std::vector<TestChunk>& chunks);
 

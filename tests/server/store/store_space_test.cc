@@ -305,9 +305,9 @@ TEST_F(StoreSpaceTest, AReadUnderWayKeepsItsChunk) {
   EXPECT_EQ(removed.parts, 1u);
   EXPECT_EQ(removed.chunks, 0u);
   go_on.set_value();
-  absl::StatusOr<ChunkRead> result = read.get();
+  ChunkReadOr result = read.get();
   ASSERT_OK(result);
-  EXPECT_EQ(AsText(result->stored()), chunk.raw);
+  EXPECT_EQ(AsText((*result)->stored()), chunk.raw);
   result = absl::CancelledError("");  // gives the buffer back
   faults_.SetHook(nullptr);
   AwaitLiveBytes(0);

@@ -1,0 +1,73 @@
+#include "server/store/shared_reads.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace esker::store {
+
+size_t KeptChunksFor(uint64_t pool_bytes) { return pool_bytes / RecordBytes(kMaxChunkBytes) / 4; }
+
+void SharedReads::Read(const Hash128& hash, ReadDone done) {
+  std::shared_ptr<const ChunkRead> kept;
+  {
+    MutexLock lock(&mu_);
+    kept = FindKept(hash);
+    if (kept == nullptr) {
+      const auto [reads, is_first] = under_way_.try_emplace(hash);
+      reads->second.push_back(std::move(done));
+      if (!is_first) {
+        ++joined_;
+        return;
+      }
+    } else {
+      ++joined_;
+    }
+  }
+  if (kept != nullptr) return done(std::move(kept));
+  io_->Read(hash, [this, hash](const ChunkReadOr& chunk) { EndRead(hash, chunk); });
+}
+
+void SharedReads::EndRead(const Hash128& hash, const ChunkReadOr& chunk) {
+  if (chunk.ok() && HasSeveralReaders()) Keep(*chunk);
+  std::vector<ReadDone> waiters;
+  {
+    MutexLock lock(&mu_);
+    const auto reads = under_way_.find(hash);
+    waiters = std::move(reads->second);
+    under_way_.erase(reads);
+  }
+  for (const ReadDone& done : waiters) done(chunk);
+}
+
+void SharedReads::Keep(std::shared_ptr<const ChunkRead> chunk) {
+  std::shared_ptr<const ChunkRead> oldest;  // its memory goes back without the lock
+  {
+    MutexLock lock(&mu_);
+    kept_.push_back(std::move(chunk));
+    if (kept_.size() > kept_chunks_) {
+      oldest = std::move(kept_.front());
+      kept_.pop_front();
+    }
+  }
+  ReaderGone();  // perhaps meanwhile
+}
+
+void SharedReads::ReaderGone() {
+  if (HasSeveralReaders()) return;
+  std::deque<std::shared_ptr<const ChunkRead>> dropped;
+  MutexLock lock(&mu_);
+  dropped.swap(kept_);
+}
+
+std::shared_ptr<const ChunkRead> SharedReads::FindKept(const Hash128& hash) const {
+  const auto found =
+      std::find_if(kept_.begin(), kept_.end(), [&](const auto& chunk) { return chunk->info.hash == hash; });
+  return found == kept_.end() ? nullptr : *found;
+}
+
+uint64_t SharedReads::joined() const {
+  MutexLock lock(&mu_);
+  return joined_;
+}
+
+}  // namespace esker::store
