@@ -36,6 +36,6 @@ for program in esker eskerd; do
   said=$("$environment/bin/$program" --version)
   [[ $said == "$program $version" ]] || { echo "test_python: expected $program $version to be installed, it says: $said" >&2; exit 1; }
 done
-(cd "$package" && "../../$environment/bin/mypy" esker)
+"$environment/bin/mypy" --config-file $package/pyproject.toml $package/esker tests/python
 # -P: the installed package, not the source tree. What was left out of the wheel is missed so.
-"$environment/bin/python" -P -m pytest "$package/tests" "$@"
+"$environment/bin/python" -P -m pytest --rootdir=. tests/python "$@"

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+README = pathlib.Path(__file__).parents[2] / "client/python/README.md"
 
 
 def test_the_examples_run_and_resume(tmp_path: pathlib.Path) -> None:
