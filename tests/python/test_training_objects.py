@@ -190,6 +190,20 @@ def test_every_optimizer_goes_on_bit_for_bit(server: Server, run: str, make: Any
     assert difference([p.data for p in parameters], [p.data for p in resumed]) is None
 
 
+def test_an_optimizer_of_other_parameters_is_refused_before_anything_changes(server: Server, run: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    state: Any = {"weight": weight, "optim": torch.optim.AdamW([weight, torch.nn.Parameter(torch.ones(3))])}
+    with one_rank(server, run) as ckpt:
+        ckpt.save(1, state).wait(60)
+        with torch.no_grad():
+            weight.zero_()
+        for parameters, words in (([weight], r"groups of \[1\] parameters, stored is groups of \[2\]"), ([], r"groups of \[0\]")):
+            optimizer = torch.optim.AdamW([{"params": parameters}])
+            with pytest.raises(esker.StateMismatchError, match=f"optim: wanted is {words}"):
+                ckpt.load(into={"weight": weight, "optim": optimizer})
+            assert weight.tolist() == [0, 0] and not optimizer.state
+
+
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "step": lambda o: lr_scheduler.StepLR(o, 2),
     "multi_step": lambda o: lr_scheduler.MultiStepLR(o, [1, 3]),

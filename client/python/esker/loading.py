@@ -213,6 +213,9 @@ class Plan:
 
     def _fit_object(self, target: Any, node: Node, path: Path) -> Any:
         if optimizers.is_optimizer(target):
+            wanted, stored = optimizers.group_sizes(target), _group_sizes(node)
+            if stored is not None and wanted != stored:
+                return self._mismatch(target, path, f"groups of {wanted} parameters", f"groups of {stored}")
             optimizers.make_state(target, _optimizer_numbers(node))
         state = modules.state_of(target)
         if modules.is_module(target):
@@ -296,6 +299,16 @@ def _has_places(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_has_places(inner) for inner in value)
     return tensors.is_tensor(value) or callable(getattr(value, "load_state_dict", None))
+
+
+def _group_sizes(node: Node) -> list[int] | None:
+    """How many parameters each group of a stored optimizer has; None if that is open (each rank has its own)."""
+    groups = node.get("param_groups") if isinstance(node, Dict) else None
+    if not isinstance(groups, Sequence):
+        return None
+    parameters = [group.get("params") if isinstance(group, Dict) else None for group in groups.items]
+    sizes = [len(each.items) for each in parameters if isinstance(each, Sequence)]
+    return sizes if len(sizes) == len(parameters) else None
 
 
 def _optimizer_numbers(node: Node) -> set[int]:

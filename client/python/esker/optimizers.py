@@ -13,6 +13,10 @@ def is_optimizer(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.optim.Optimizer)
 
 
+def group_sizes(optimizer: Any) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
 def make_state(optimizer: Any, wanted: set[int]) -> None:
     """Makes state for the parameters with these numbers (as in state_dict()["state"]), and for no others.
 
