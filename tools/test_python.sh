@@ -43,5 +43,5 @@ done
 if "$environment/bin/pip" --quiet show torch >/dev/null 2>&1; then
   "$environment/bin/mypy" --config-file $package/pyproject.toml $package/esker $tests
 fi
-# -P: the installed package, not the source tree. What was left out of the wheel is missed so.
-"$environment/bin/python" -P -m pytest --rootdir=. -rs $tests "$@"
+# Most tests wait for processes: two at a time. -P: the installed package, not the source tree. What was left out of the wheel is missed so.
+"$environment/bin/python" -P -m pytest --rootdir=. -n 2 -rs $tests "$@"

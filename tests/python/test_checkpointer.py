@@ -424,6 +424,28 @@ def test_saves_that_fail_for_long_cost_no_memory(tmp_path: pathlib.Path, run: st
         assert [info.step for info in ckpt.list()] == [0, 100]
 
 
+COST = """
+import sys, numpy as np
+import esker
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+state = {str(i): np.random.default_rng(i).random(4 << 20) for i in range(8)}
+ckpt = esker.Checkpointer(sys.argv[1], sys.argv[2], 0, 1)
+before = peak()
+for step in range(3):
+    for array in state.values():
+        array += 1
+    ckpt.save(step, state).wait()
+print(peak() - before, sum(array.nbytes for array in state.values()))
+"""
+
+
+def test_a_save_costs_one_copy_of_the_state(server: Server, run: str) -> None:
+    job = subprocess.run([sys.executable, "-c", COST, server.address, run], check=True, capture_output=True, text=True, timeout=120)
+    cost, state = map(int, job.stdout.split())
+    assert state <= cost < state + (64 << 20), f"{cost >> 20} MiB for a state of {state >> 20} MiB"
+
+
 def test_a_server_that_comes_late_is_waited_for(tmp_path: pathlib.Path, run: str) -> None:
     with running_server(tmp_path) as own_server:
         own_server.kill()
