@@ -329,7 +329,7 @@ class Checkpointer:
         boxes = {}
         for read, data in zip(reads, buffers):
             at = memory.address(data)
-            boxes[at] = (read.leaf.name, read.leaf.dtype, read.leaf.shape, read.box.offset, read.box.extent, at)
+            boxes[at, read.leaf.dtype, read.box.extent] = (read.leaf.name, read.leaf.dtype, read.leaf.shape, read.box.offset, read.box.extent, at)
         if boxes:
             checkpoint.restore(list(boxes.values()), self.rank, report)
 

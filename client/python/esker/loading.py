@@ -8,7 +8,7 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
-from esker import dtypes, memory, optimizers, tensors, tree
+from esker import dtypes, memory, modules, optimizers, tensors, tree
 from esker.sharding import Box
 from esker.tree import Ambiguous, BytesLeaf, Dict, Node, Path, Sequence, TensorLeaf, Value
 
@@ -148,7 +148,7 @@ class Plan:
         elif isinstance(target, (list, tuple)):
             inner = list(enumerate(target))
         elif not tensors.is_tensor(target) and callable(getattr(target, "state_dict", None)):
-            inner = list(target.state_dict().items())
+            inner = list(modules.state_of(target).items())
         if not inner and self._wants(path):
             self.missing.append(tree.shown(path))
         for key, child in inner:
@@ -163,13 +163,14 @@ class Plan:
         try:
             dtype, shape, boxes = _boxes_of(target)
         except TypeError as error:
-            return self._mismatch(target, path, f"{error}", _kind(node))
+            self.mismatched.append(f"{tree.shown(path)}: {error}")
+            return target
         if (dtype, shape) != (node.dtype, node.shape):
             return self._mismatch(target, path, f"{dtype} of shape {list(shape)}", _kind(node))
         if not _can_be_filled(target):
             return self._build_tensor(node)
-        if any(not memory.is_torch(data) and not data.flags.writeable for _, data in boxes):
-            return self._mismatch(target, path, "an array that can't be written", _kind(node))
+        if not all(memory.is_writable(data) for _, data in boxes):
+            return self._mismatch(target, path, "a tensor or array that can't be written", _kind(node))
         self.reads.extend(Read(node, box, data) for box, data in boxes)
         return target
 
@@ -212,16 +213,18 @@ class Plan:
 
     def _fit_object(self, target: Any, node: Node, path: Path) -> Any:
         if optimizers.is_optimizer(target):
+            wanted, stored = optimizers.group_sizes(target), _group_sizes(node)
+            if stored is not None and wanted != stored:
+                return self._mismatch(target, path, f"groups of {wanted} parameters", f"groups of {stored}")
             optimizers.make_state(target, _optimizer_numbers(node))
-        state = target.state_dict()
-        torch = dtypes.torch_if_imported()
-        if torch is not None and isinstance(target, torch.nn.Module):
+        state = modules.state_of(target)
+        if modules.is_module(target):
             loaded: Any = dict(state)
             self._fit_dict(loaded, node, path)
         else:
             # What such an object's state looks like is its own business: it may have grown since it was saved.
             loaded = self._adopt(state, node, path)
-        self._tell.append(lambda: target.load_state_dict(finished(loaded)))
+        self._tell.append(lambda: modules.load_state(target, finished(loaded)))
         return target
 
     def _adopt(self, current: Any, node: Node, path: Path) -> Any:
@@ -296,6 +299,16 @@ def _has_places(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_has_places(inner) for inner in value)
     return tensors.is_tensor(value) or callable(getattr(value, "load_state_dict", None))
+
+
+def _group_sizes(node: Node) -> list[int] | None:
+    """How many parameters each group of a stored optimizer has; None if that is open (each rank has its own)."""
+    groups = node.get("param_groups") if isinstance(node, Dict) else None
+    if not isinstance(groups, Sequence):
+        return None
+    parameters = [group.get("params") if isinstance(group, Dict) else None for group in groups.items]
+    sizes = [len(each.items) for each in parameters if isinstance(each, Sequence)]
+    return sizes if len(sizes) == len(parameters) else None
 
 
 def _optimizer_numbers(node: Node) -> set[int]:

@@ -27,10 +27,17 @@ def on_device(data: Any) -> bool:
 
 
 def is_direct(data: Any) -> bool:
-    """Whether its memory can be read and written as it is."""
+    """Whether its memory holds its elements as they are stored."""
     if is_torch(data):
-        return not on_device(data) and bool(data.is_contiguous())
-    return bool(data.flags.c_contiguous)
+        return not on_device(data) and bool(data.is_contiguous()) and not data.is_conj() and not data.is_neg()
+    return bool(data.flags.c_contiguous and data.dtype.isnative)
+
+
+def is_writable(data: Any) -> bool:
+    """Whether each of its elements can be given a value: not in a read-only array, nor where elements share memory."""
+    if is_torch(data):
+        return all(stride > 0 for stride, size in zip(data.stride(), data.shape) if size > 1)
+    return bool(data.flags.writeable)
 
 
 def address(data: Any) -> int:
@@ -51,7 +58,9 @@ def contiguous(data: Any) -> Any:
     """The CPU tensor or array itself if it is direct, else a copy that is."""
     if is_direct(data):
         return data
-    return data.contiguous() if is_torch(data) else data.copy(order="C")
+    if is_torch(data):
+        return data.resolve_conj().resolve_neg().contiguous()
+    return data.astype(data.dtype.newbyteorder("="), order="C")
 
 
 class PinnedStaging:
@@ -120,7 +129,7 @@ def empty_like(target: Any) -> Any:
         return torch.empty(target.shape, dtype=target.dtype, pin_memory=target.device.type == "cuda")
     import numpy
 
-    return numpy.empty(target.shape, dtype=target.dtype)
+    return numpy.empty(target.shape, dtype=target.dtype.newbyteorder("="))
 
 
 def allocate(dtype: str, shape: tuple[int, ...], kind: str) -> Any:

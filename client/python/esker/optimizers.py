@@ -13,6 +13,10 @@ def is_optimizer(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.optim.Optimizer)
 
 
+def group_sizes(optimizer: Any) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
 def make_state(optimizer: Any, wanted: set[int]) -> None:
     """Makes state for the parameters with these numbers (as in state_dict()["state"]), and for no others.
 
@@ -30,12 +34,17 @@ def make_state(optimizer: Any, wanted: set[int]) -> None:
     optimizer.state.clear()
     try:
         for number, parameter in enumerate(parameters):
-            parameter.grad = torch.zeros_like(parameter) if number in wanted else None
+            parameter.grad = _zero_gradient(torch, optimizer, parameter) if number in wanted else None
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = torch.zeros_like(rate) if isinstance(rate, torch.Tensor) else 0.0
-        optimizer.step()
+        optimizer.step(lambda: 0.0)  # the loss, for those that want one (LBFGS)
     finally:
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
+
+
+def _zero_gradient(torch: Any, optimizer: Any, parameter: Any) -> Any:
+    dense = torch.zeros_like(parameter)
+    return dense.to_sparse() if isinstance(optimizer, torch.optim.SparseAdam) else dense

@@ -1,5 +1,6 @@
 """A last save before the machine is taken away."""
 
+import datetime
 import logging
 import signal
 import threading
@@ -17,11 +18,16 @@ log = logging.getLogger("esker")
 Agree = Callable[[bool], bool]
 """Called on every rank at the same step: whether any of them was told to stop."""
 
+_Left = Callable[[], float | None]
+"""Seconds until this rank has to stop; None if it was not told to."""
+
+_LOOK_SECONDS = 1.0
+"""How often a rank that waits for the others lets the handler of a signal run."""
 
 class Preemption:
     """Waits for the signal. Made by `on_preemption`."""
 
-    def __init__(self, checkpointer: Checkpointer, signals: Sequence[signal.Signals], deadline: float, agree: Agree) -> None:
+    def __init__(self, checkpointer: Checkpointer, signals: Sequence[signal.Signals], deadline: float, agree: Callable[[_Left], bool]) -> None:
         self._checkpointer = checkpointer
         self._deadline = deadline
         self._agree = agree
@@ -49,9 +55,19 @@ class Preemption:
         state: as Checkpointer.save takes it, or a function that returns it (called only if it is needed). If this step was saved
         just before, that save is waited for. Returns within the deadline, counted from the signal, whether the checkpoint was
         committed or not; the log, and last_error, say which. What save() raises, this raises.
+
+        A rank that is gone can't agree, nor complete a checkpoint: a rank that was told to stop then returns True, without a save,
+        at the deadline at the latest. One that was not told raises what torch.distributed says of the loss, as its own
+        collectives would.
         """
-        if not self._agree(self.requested):
-            return False
+        try:
+            if not self._agree(self._left):
+                return False
+        except (RuntimeError, OSError) as error:
+            if not self.requested:
+                raise
+            log.error("esker: step %d is not saved: the ranks could not agree to stop here: %s", step, error)
+            return True
         if self._told_at is None:
             self._told_at = time.monotonic()  # another rank was told: from now on, as far as this one knows
         by = signal.Signals(self._told_by).name if self._told_by else "another rank"
@@ -59,8 +75,9 @@ class Preemption:
         self._save_and_wait(step, state, allow_pickle)
         return True
 
-    def _left(self) -> float:
-        assert self._told_at is not None
+    def _left(self) -> float | None:
+        if self._told_at is None:
+            return None
         return max(0.0, self._told_at + self._deadline - time.monotonic())
 
     def _save_and_wait(self, step: int, state: Any, allow_pickle: bool) -> None:
@@ -118,21 +135,27 @@ def on_preemption(
     agree: how the ranks agree at which step to stop, as signals reach them at different steps. By default a reduction over
         torch.distributed at every step (one number; on one rank none). Give your own to do it less often, or without torch.
 
-    To be called in the main thread (ValueError otherwise: Python sets signal handlers only there). Handlers that were there
-    before are called too. Raises RuntimeError if there are several ranks and no way to agree.
+    To be called by every rank, in the main thread (ValueError otherwise: Python sets signal handlers only there). Handlers that
+    were there before are called too. Raises RuntimeError if there are several ranks and no way to agree.
     """
     if threading.current_thread() is not threading.main_thread():
         raise ValueError("on_preemption: call it in the main thread: Python sets signal handlers only there")
-    if agree is None:
-        agree = _own_word if checkpointer.world_size == 1 else _any_rank(checkpointer.world_size)
-    return Preemption(checkpointer, [signal.Signals(number) for number in signals], deadline, agree)
+    if agree is not None:
+        how = _as_asked(agree)
+    else:
+        how = _own_word if checkpointer.world_size == 1 else _any_rank(checkpointer.world_size)
+    return Preemption(checkpointer, [signal.Signals(number) for number in signals], deadline, how)
 
 
-def _own_word(told: bool) -> bool:
-    return told
+def _own_word(left: _Left) -> bool:
+    return left() is not None
 
 
-def _any_rank(world_size: int) -> Agree:
+def _as_asked(agree: Agree) -> Callable[[_Left], bool]:
+    return lambda left: agree(left() is not None)
+
+
+def _any_rank(world_size: int) -> Callable[[_Left], bool]:
     torch = torch_if_imported()
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         raise RuntimeError(
@@ -142,12 +165,26 @@ def _any_rank(world_size: int) -> Agree:
     distributed = torch.distributed
     if distributed.get_world_size() != world_size:
         raise RuntimeError(f"on_preemption: torch.distributed has {distributed.get_world_size()} ranks, expected {world_size}: give agree=")
-    on_gpu = "nccl" in str(distributed.get_backend())
+    # A group of its own: on the CPU, so that no step waits for a GPU, and apart from the job's collectives if it fails.
+    group = distributed.new_group(backend="gloo")
 
-    def agree(told: bool) -> bool:
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        flag = torch.tensor([int(told)], dtype=torch.int32, device=device)
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    def agree(left: _Left) -> bool:
+        flag = torch.tensor([left() is not None], dtype=torch.int32)
+        work = distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=group, async_op=True)
+        while not _done_within(work, min(_LOOK_SECONDS, left() or _LOOK_SECONDS)):
+            if left() == 0.0:
+                raise TimeoutError("a rank has not come to this step before the deadline")
         return bool(flag.item())
 
     return agree
+
+
+def _done_within(work: Any, seconds: float) -> bool:
+    """Whether the collective is complete by then. Raises RuntimeError if it has failed."""
+    try:
+        work.wait(datetime.timedelta(seconds=max(seconds, 0.001)))  # 0 would be no limit
+    except RuntimeError:
+        if work.is_completed():
+            raise
+        return False
+    return True

@@ -105,6 +105,8 @@ def _of_torch(torch: Any, value: Any) -> tuple[Any, str, str]:
     if hasattr(value, "trigger_wait"):  # a collective's result that may still be on its way
         value = value.trigger_wait()
     what = f"a torch tensor of type {type(value).__qualname__}"
+    if torch.nn.parameter.is_lazy(value):
+        raise TypeError("a parameter of a lazy module that has not run yet: it has no shape; run the module once")
     if value.layout is not torch.strided or value.is_nested:
         raise TypeError(f"can't store {what} with layout {value.layout}: make it dense first")
     if value.is_meta:
@@ -114,17 +116,17 @@ def _of_torch(torch: Any, value: Any) -> tuple[Any, str, str]:
     dtype = dtypes.name_of(value.dtype)
     if dtype is None:
         raise TypeError(f"can't store {what} and dtype {value.dtype}: convert it first")
-    return value.detach().resolve_conj().resolve_neg(), dtype, "torch"
+    return value.detach(), dtype, "torch"
 
 
 def _of_numpy(numpy: Any, value: Any) -> tuple[Any, str, str]:
     kind = "numpy_scalar" if isinstance(value, numpy.generic) else "numpy"
+    if isinstance(value, numpy.ma.MaskedArray):
+        raise TypeError("can't store a masked array: store its data and its mask")
     array = numpy.asarray(value)
     dtype = dtypes.name_of(array.dtype)
     if dtype is None:
         raise TypeError(f"can't store a numpy array of dtype {array.dtype}: convert it first")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
     return array, dtype, kind
 
 

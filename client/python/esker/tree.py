@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from esker import tensors
+from esker import modules, tensors
 
 Key: TypeAlias = Any  # a dict's key (str, int, float, bool, None, or a tuple of these), or an index
 Path: TypeAlias = tuple[Key, ...]
@@ -210,7 +210,7 @@ class _Walk:
                 if fields is not None:
                     return Sequence(type(value).__name__, tuple(fields), items)
                 return Sequence("list" if isinstance(value, list) else "tuple", None, items)
-            return self.node(value.state_dict(), path)
+            return self.node(modules.state_of(value), path)
         finally:
             self._above.discard(id(value))
 
@@ -242,6 +242,8 @@ class _Walk:
         if self._allow_pickle:
             return self._pickle(value, path)
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if callable(getattr(value, "get_state", None)) and not isinstance(value, type):
+            raise TypeError(f"{shown(path)}: can't store a {kind}: store what its get_state() returns")
         raise TypeError(
             f"{shown(path)}: can't store a {kind}: expected tensors, numbers, strings, bytes, None, dicts, lists and tuples of them,"
             " or an object with state_dict(); turn it into one of these, or save with allow_pickle=True"

@@ -6,6 +6,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -395,15 +396,86 @@ def test_training_goes_on_without_the_server_and_saves_after_its_return(tmp_path
             assert [info.step for info in ckpt.list()] == [1, 3]
 
 
+def resident_bytes() -> int:
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_saves_that_fail_for_long_cost_no_memory(tmp_path: pathlib.Path, run: str) -> None:
+    """A server that is gone for a long time: training saves on and on, and in the end again with success."""
+    weights = torch.zeros(8 << 20)
+    with running_server(tmp_path) as own_server, one_rank(own_server, run, save_timeout=0.3) as ckpt:
+        ckpt.save(0, {"weights": weights}).wait(60)
+        own_server.kill()
+        sizes = []
+        for step in range(1, 13):
+            weights += 1
+            ckpt.save(step, {"weights": weights})  # waits until the one before has failed
+            sizes.append(resident_bytes())
+        assert ckpt.last_error is not None and ckpt.last_error.code == "DEADLINE_EXCEEDED"
+        assert max(sizes) - sizes[1] < weights.nbytes, [size >> 20 for size in sizes]
+        own_server.start()
+        until_saved = time.monotonic() + 60
+        while True:  # the save has 0.3 s
+            handle = ckpt.save(100, {"weights": weights})
+            try:
+                handle.wait()
+                break
+            except esker.EskerError:
+                assert time.monotonic() < until_saved
+        assert [info.step for info in ckpt.list()] == [0, 100]
+
+
+COST = """
+import sys, numpy as np
+import esker
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+state = {str(i): np.random.default_rng(i).random(4 << 20) for i in range(8)}
+ckpt = esker.Checkpointer(sys.argv[1], sys.argv[2], 0, 1)
+before = peak()
+for step in range(3):
+    for array in state.values():
+        array += 1
+    ckpt.save(step, state).wait()
+print(peak() - before, sum(array.nbytes for array in state.values()))
+"""
+
+
+def test_a_save_costs_one_copy_of_the_state(server: Server, run: str) -> None:
+    job = subprocess.run([sys.executable, "-c", COST, server.address, run], check=True, capture_output=True, text=True, timeout=120)
+    cost, state = map(int, job.stdout.split())
+    assert state <= cost < state + (64 << 20), f"{cost >> 20} MiB for a state of {state >> 20} MiB"
+
+
+def test_a_server_that_comes_late_is_waited_for(tmp_path: pathlib.Path, run: str) -> None:
+    with running_server(tmp_path) as own_server:
+        own_server.kill()
+        late = threading.Timer(0.5, own_server.start)
+        late.start()
+        try:
+            with one_rank(own_server, run, connect_timeout=60) as ckpt:
+                ckpt.save(1, {"x": 1}).wait(60)
+                assert ckpt.latest_step() == 1
+        finally:
+            late.join()
+
+
 AT_EXIT = """
 import logging, signal, sys, numpy as np, os
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 import esker
 ckpt = esker.Checkpointer(sys.argv[1], sys.argv[2], 0, 1, exit_timeout=float(sys.argv[3]))
 ckpt.save(1, {"x": np.zeros(1)}).wait()
-os.kill(int(sys.argv[4]), signal.SIGSTOP)
+if sys.argv[4:]:
+    os.kill(int(sys.argv[4]), signal.SIGSTOP)
 ckpt.save(2, {"x": np.ones(1 << 20)})
 """
+
+
+def test_an_interpreter_that_ends_completes_its_save(server: Server, run: str) -> None:
+    subprocess.run([sys.executable, "-c", AT_EXIT, server.address, run, "60"], check=True, timeout=120)
+    with one_rank(server, run) as ckpt:
+        assert ckpt.load()[0] == 2
 
 
 def test_an_interpreter_that_ends_waits_for_its_save_with_a_limit(tmp_path: pathlib.Path, run: str) -> None:

@@ -47,7 +47,7 @@ def read(url: str) -> bytes:
 
 
 def test_the_package_registers_the_file_system() -> None:
-    project = tomllib.loads((pathlib.Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((pathlib.Path(__file__).parents[2] / "client/python/pyproject.toml").read_text())
     assert project["project"]["entry-points"]["fsspec.specs"]["esker"] == f"{EskerFileSystem.__module__}:{EskerFileSystem.__name__}"
 
 

@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from dcp_ranks import FailingPlanner, set_state, state_of, train_step, training_job, whole_tensors
+from native import Server, running_server
+from ranks import end_of_ranks, run_ranks
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-torch = pytest.importorskip("torch")
-
-import torch.distributed as dist  # noqa: E402
-import torch.distributed.checkpoint as dcp  # noqa: E402
-from dcp_ranks import FailingPlanner, run_ranks, set_state, state_of, train_step, training_job, whole_tensors  # noqa: E402
-from native import Server, running_server  # noqa: E402
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner  # noqa: E402
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType  # noqa: E402
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor  # noqa: E402
-
-from esker._core import EskerError, Reader  # noqa: E402
-from esker.torch import StorageReader, StorageWriter  # noqa: E402
+from esker._core import EskerError, Reader
+from esker.torch import StorageReader, StorageWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 _MIB = 1 << 20
@@ -122,7 +121,7 @@ def test_rebuilds_a_nested_state_without_a_template(run: str) -> None:
     dcp.save(state, storage_writer=StorageWriter(f"{run}/1"))
     loaded: dict[str, Any] = {}
     dcp.state_dict_loader._load_state_dict(
-        loaded, storage_reader=StorageReader(f"{run}/1"), planner=_EmptyStateDictLoadPlanner(), no_dist=True
+        loaded, storage_reader=StorageReader(f"{run}/1"), planner=_EmptyStateDictLoadPlanner(), no_dist=True  # type: ignore[no-untyped-call]
     )
     assert_equal_states(loaded, {**state, "transposed": state["transposed"].contiguous()})
 
@@ -208,14 +207,10 @@ def test_reads_only_the_ranges_that_are_wanted(server: Server, run: str) -> None
     state = {"x": torch.randn(4096, 4096)}  # one stored shard of 64 MiB
     dcp.save(state, storage_writer=StorageWriter(f"{run}/1"))
     before = read_bytes(server)
-    part = _run_alone(_load_quarter, run)
+    part = run_ranks(4, _load_quarter, run)[1]
     ranged = read_bytes(server) - before
     assert torch.equal(part, state["x"][1024:2048])
     assert 16 * _MIB <= ranged <= 24 * _MIB, f"{ranged / _MIB} MiB for a quarter of 64 MiB"
-
-
-def _run_alone(function: Any, *arguments: Any) -> Any:
-    return run_ranks(4, function, *arguments)[1]
 
 
 def _load_quarter(run: str) -> Any:
@@ -251,13 +246,11 @@ def _load(run: str) -> Any:
 @pytest.mark.parametrize("use_collectives", [True, False])
 def test_a_sharded_job_goes_on_with_another_number_of_ranks(run: str, use_collectives: bool) -> None:
     saved = run_ranks(4, _train_and_save, run, 2, use_collectives)
-    assert isinstance(saved[0], dict), saved[0]
     assert any("exp_avg" in name for name in saved[0])
     info = info_of(run, 2)
     assert (info.world_size, info.attempt) == (4, 1)
     for ranks in (4, 3, 2, 1):
         for result in run_ranks(ranks, _load, run):
-            assert not isinstance(result, str), result
             loaded, extra = result
             assert_same(loaded, saved[0])
             assert extra == {"epoch": 3, "name": "gpt", "history": [1.5, 2.5]}
@@ -291,7 +284,7 @@ def _save_on_mesh(run: str) -> Any:
 
 def _load_on_mesh(run: str) -> Any:
     mesh = init_device_mesh("cpu", (3,))
-    state = {
+    state: dict[str, Any] = {
         "columns": distribute_tensor(torch.zeros(37, 53), mesh, [Shard(0)]),
         "both": distribute_tensor(torch.zeros(37, 53), mesh, [Shard(1)]),
         "few": torch.zeros(3),
@@ -304,7 +297,6 @@ def test_loads_onto_another_mesh_and_other_placements(run: str) -> None:
     whole = run_ranks(4, _save_on_mesh, run)[0]
     assert info_of(run, 1).raw_bytes < 2 * whole.nbytes + 4096
     for result in run_ranks(3, _load_on_mesh, run):
-        assert not isinstance(result, str), result
         assert torch.equal(result[0], whole)
         assert torch.equal(result[1], whole)
         assert result[2].tolist() == [0.0, 1.0, 2.0]
@@ -312,14 +304,14 @@ def test_loads_onto_another_mesh_and_other_placements(run: str) -> None:
 
 def _save_async(run: str, kind: Any) -> Any:
     """Synchronous and asynchronous saves in turn: all of one start of the job."""
-    state = {"x": torch.full((5, 5), float(dist.get_rank())), "rank": dist.get_rank()}
+    state: dict[str, Any] = {"x": torch.full((5, 5), float(dist.get_rank())), "rank": dist.get_rank()}
     state[f"own-{dist.get_rank()}"] = torch.full((100,), float(dist.get_rank()))
     for step in (1, 2, 3, 4):
         state["x"].fill_(step)
         if step % 2 == 1:
             dcp.save(state, storage_writer=StorageWriter(f"{run}/{step}"))
         else:
-            future = dcp.async_save(state, storage_writer=StorageWriter(f"{run}/{step}"), async_checkpointer_type=kind)
+            future: Any = dcp.async_save(state, storage_writer=StorageWriter(f"{run}/{step}"), async_checkpointer_type=kind)
             state["x"].fill_(-1)  # the save has its own copy
             getattr(future, "upload_completion", future).result(60)
     loaded = {"x": torch.zeros(5, 5), f"own-{(dist.get_rank() + 1) % 2}": torch.zeros(100)}
@@ -369,7 +361,6 @@ def _save_while_one_fails(run: str, failing: int, fail: Any, use_collectives: bo
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_rank_that_fails_makes_the_save_fail_on_all_and_the_next_one_works(run: str, failing: int, use_collectives: bool) -> None:
     for result in run_ranks(4, _save_while_one_fails, run, failing, _stumble, use_collectives):
-        assert not isinstance(result, str), result
         took, raised, seen, took_all = result
         assert raised is not None and "no data today" in raised
         assert seen == []
@@ -379,15 +370,14 @@ def test_a_rank_that_fails_makes_the_save_fail_on_all_and_the_next_one_works(run
 
 @pytest.mark.parametrize("victim", [0, 3])
 def test_a_rank_that_is_killed_leaves_nothing(run: str, victim: int) -> None:
-    results = run_ranks(4, _save_while_one_fails, run, victim, _die, True)
+    results = end_of_ranks(4, _save_while_one_fails, run, victim, _die, True)
     assert results.pop(victim) is None
     for took, raised, seen, _ in results:
         assert raised is not None
         assert seen == []
         assert took < 20
     assert committed_steps(run) == []
-    saved = run_ranks(4, _train_and_save, run, 2, True)  # the job starts again
-    assert isinstance(saved[0], dict), saved[0]
+    run_ranks(4, _train_and_save, run, 2, True)  # the job starts again
     assert (committed_steps(run), info_of(run, 2).attempt) == ([2], 2)
 
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from native import Server, frozen, running_server
 
 import esker
 
-STATE = {"x": torch.ones(1000)}
+STATE = {"x": np.ones(1000)}
 
 
 @pytest.fixture
@@ -84,6 +84,7 @@ def test_what_cant_be_stored_raises(ckpt: esker.Checkpointer) -> None:
 
 
 def test_a_state_dict_object_is_a_state_and_not_a_function(ckpt: esker.Checkpointer) -> None:
+    torch = pytest.importorskip("torch")
     model = torch.nn.Linear(2, 2)  # callable
     with esker.on_preemption(ckpt) as preemption:
         os.kill(os.getpid(), signal.SIGTERM)

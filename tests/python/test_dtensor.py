@@ -3,7 +3,6 @@
 Every world is a set of real processes with gloo. What a tensor holds is made from its name, so that each process can check its part.
 """
 
-import os
 import random
 import zlib
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from native import Server
+from ranks import run_ranks
 from states import bits
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -21,8 +20,6 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import esker
 from esker import tensors
-
-multiprocessing: Any = torch.multiprocessing  # it has no types
 
 MESHES: dict[int, list[tuple[int, ...]]] = {2: [(2,)], 3: [(3,)], 4: [(4,), (2, 2)]}
 SHAPES = [(7, 5), (8, 6), (1, 9), (3, 4, 5), (2, 0), (13,)]
@@ -89,34 +86,15 @@ def load(ckpt: esker.Checkpointer, seed: int) -> None:
     check(state, ckpt.world_size, seed)
 
 
-def process(rank: int, world_size: int, port: int, server: str, run: str, start: str, job: Callable[..., None], arguments: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    try:
-        with esker.Checkpointer(server, run, rank, world_size, incarnation=start) as ckpt:
-            job(ckpt, *arguments)
-            dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
-# A process that has torch, and nothing of Esker's, from which the ranks are forked: they start at once.
-multiprocessing.set_forkserver_preload(["torch", "torch.distributed.tensor", "torch.distributed.fsdp", "numpy"])
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def world(size: int, server: Server, run: str, start: str, job: Callable[..., None], *arguments: Any) -> None:
-    """Runs `job` on all ranks of a new world; a rank's failure is the test's."""
-    packed = (size, free_port(), server.address, run, start, job, arguments)
-    multiprocessing.start_processes(process, packed, nprocs=size, start_method="forkserver")
+    """Runs `job` on all ranks of a new start of the run; a rank's failure is the test's."""
+    run_ranks(size, with_checkpointer, server.address, run, start, job, arguments)
+
+
+def with_checkpointer(server: str, run: str, start: str, job: Callable[..., None], arguments: Any) -> None:
+    with esker.Checkpointer(server, run, incarnation=start) as ckpt:
+        job(ckpt, *arguments)
+        dist.barrier()
 
 
 def test_resharding_from_4_to_2_to_3_to_4_is_bit_for_bit(server: Server, run: str) -> None:
@@ -207,8 +185,7 @@ def test_fsdp_and_its_optimizer_resume_on_as_many_ranks_and_on_others(server: Se
 
 @pytest.fixture
 def one_process() -> Any:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    dist.init_process_group("gloo", rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 

@@ -1,11 +1,5 @@
-"""Processes that make up a training job: started with "spawn", joined by gloo, each runs one function of a test."""
+"""A sharded training job, as the ranks of test_dcp.py run it."""
 
-import faulthandler
-import multiprocessing as mp
-import os
-import pathlib
-import tempfile
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +11,6 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-_TIMEOUT = 120.0  # seconds
-
 
 class Model(torch.nn.Module):
     """Two blocks with dimensions that neither 2, 3 nor 4 ranks divide evenly."""
@@ -28,7 +20,7 @@ class Model(torch.nn.Module):
         self.layers = torch.nn.ModuleList(torch.nn.Linear(50, 50) for _ in range(2))
         self.head = torch.nn.Linear(50, 7, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         for layer in self.layers:
             x = torch.relu(layer(x))
         return self.head(x)
@@ -80,44 +72,3 @@ def whole_tensors(state: Any, path: str = "") -> dict[str, torch.Tensor]:
     if not isinstance(state, dict):
         return {}
     return {name: tensor for key, value in state.items() for name, tensor in whole_tensors(value, f"{path}.{key}").items()}
-
-
-def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(*arguments)` returned on each rank; for one that raised, the exception's text (it begins with "raised"); for
-    one that was killed, None."""
-    context = mp.get_context("spawn")
-    with tempfile.TemporaryDirectory() as directory:
-        processes = [
-            context.Process(target=_rank_main, args=(rank, world_size, directory, function, arguments)) for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
-        try:
-            for process in processes:
-                process.join(_TIMEOUT)
-                assert process.exitcode is not None, f"a rank did not end within {_TIMEOUT} s"
-        finally:
-            for process in processes:
-                process.kill()
-        return [_result(pathlib.Path(directory), rank) for rank in range(world_size)]
-
-
-def _result(directory: pathlib.Path, rank: int) -> Any:
-    file = directory / f"result-{rank}"
-    return torch.load(file, weights_only=False) if file.exists() else None
-
-
-def _rank_main(rank: int, world_size: int, directory: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    faulthandler.dump_traceback_later(_TIMEOUT - 10)  # who hangs says where
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", LOCAL_RANK=str(rank))
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
-    try:
-        result = function(*arguments)
-    except BaseException:
-        result = "raised " + traceback.format_exc()
-    partial = pathlib.Path(directory) / f"partial-{rank}"
-    torch.save(result, partial)
-    partial.rename(pathlib.Path(directory) / f"result-{rank}")
-    if not isinstance(result, str):
-        dist.destroy_process_group()
