@@ -411,6 +411,8 @@ def test_saves_that_fail_for_long_cost_no_memory(tmp_path: pathlib.Path, run: st
             weights += 1
             ckpt.save(step, {"weights": weights})  # waits until the one before has failed
             sizes.append(resident_bytes())
+        with pytest.raises(esker.EskerError):
+            ckpt.wait(60)
         assert ckpt.last_error is not None and ckpt.last_error.code == "DEADLINE_EXCEEDED"
         assert max(sizes) - sizes[1] < weights.nbytes, [size >> 20 for size in sizes]
         own_server.start()

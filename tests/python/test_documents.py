@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch.distributed as dist
-from ranks import run_ranks
+from ranks import run_apart
 
 ROOT = pathlib.Path(__file__).parents[2]
 GUIDE = ROOT / "docs/pytorch.md"
@@ -33,11 +33,10 @@ def torchrun(ranks: int, code: str, directory: pathlib.Path) -> str:
     """What the first rank prints, when the script is run in that directory with what torchrun tells its ranks."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = {"MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": str(uuid.uuid4()), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    return str(run_ranks(ranks, run_script, code, directory, told)[0])
+    return str(run_apart(ranks, run_script, code, directory, told)[0])
 
 
 def run_script(code: str, directory: pathlib.Path, environment: dict[str, str]) -> str:
-    dist.destroy_process_group()  # the script makes its own
     os.environ.update(environment)
     os.chdir(directory)
     with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -162,7 +162,15 @@ def test_a_cancelled_await_leaves_the_save_alone(own_server: Server, run: str) -
         assert ckpt.latest_step() == 1
 
 
-def test_an_interrupt_ends_the_wait_and_not_the_save(own_server: Server, run: str) -> None:
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """As in a foreground process; one that a shell started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_wait_and_not_the_save(own_server: Server, run: str, interrupts: None) -> None:
     with one_rank(own_server, run) as ckpt:
         with frozen(own_server):
             handle = ckpt.save(1, STATE)
