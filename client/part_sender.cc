@@ -76,6 +76,7 @@ absl::Status PartSender::Attempt() {
     ESKER_RETURN_IF_ERROR(Seal());
   }
   ESKER_RETURN_IF_ERROR(Report());
+  counters_->phase = SaveProgress::Phase::kSealed;
   return committed_ ? absl::OkStatus() : AwaitCommit();
 }
 
@@ -163,7 +164,6 @@ absl::Status PartSender::Seal() {
       report_->mutable_part()->clear_servers();
       report_->mutable_part()->add_servers(0);
       *report_->add_servers() = response.server();
-      counters_->phase = SaveProgress::Phase::kSealed;
       return absl::OkStatus();
     }
     std::vector<Hash128> missing;

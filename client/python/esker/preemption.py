@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+from esker import collectives
 from esker._core import EskerError
 from esker.checkpointer import Checkpointer
-from esker.dtypes import torch_if_imported
 
 log = logging.getLogger("esker")
 
@@ -133,21 +133,9 @@ def _own_word(told: bool) -> bool:
 
 
 def _any_rank(world_size: int) -> Agree:
-    torch = torch_if_imported()
-    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if collectives.group_of(world_size) is None:
         raise RuntimeError(
-            f"on_preemption: {world_size} ranks have to agree at which step to stop: initialize torch.distributed first,"
-            " or give agree="
+            f"on_preemption: {world_size} ranks have to agree at which step to stop: initialize torch.distributed with as many"
+            " first, or give agree="
         )
-    distributed = torch.distributed
-    if distributed.get_world_size() != world_size:
-        raise RuntimeError(f"on_preemption: torch.distributed has {distributed.get_world_size()} ranks, expected {world_size}: give agree=")
-    on_gpu = "nccl" in str(distributed.get_backend())
-
-    def agree(told: bool) -> bool:
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        flag = torch.tensor([int(told)], dtype=torch.int32, device=device)
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        return bool(flag.item())
-
-    return agree
+    return collectives.any_rank

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from esker import _core
-from esker.torch import connections, job_start
+from esker import _core, job_start
+from esker.torch import connections
 from esker.torch.checkpoint_id import CheckpointId
 from esker.torch.metadata import ITEM, encode_item, stored_name
 
@@ -53,8 +53,8 @@ class StorageWriter(storage.StorageWriter):
         save_timeout: float = 600.0,
     ) -> None:
         """checkpoint_id: "esker://host:port/run/step", or a step number of `run` on `server`; may also be given to each save.
-        incarnation: equal on all ranks of one start of the job, new at each start. Empty: from the environment, as
-            esker.Checkpointer takes it; else the coordinator draws one.
+        incarnation: equal on all ranks of one start of the job, new at each start. Empty: ESKER_INCARNATION of the environment;
+            else the coordinator draws one.
         world_size: how many ranks save; looked at with use_collectives=False only. Default: the default process group's.
         compression, threads, connect_timeout, save_timeout (seconds): as esker.Checkpointer's.
 
@@ -172,17 +172,16 @@ class StorageWriter(storage.StorageWriter):
     def _job_without_plans(self) -> _Job:
         group_size = dist.get_world_size() if dist.is_initialized() else 1
         world_size = self._world_size or group_size
-        incarnation = self._incarnation or job_start.token()
-        if incarnation and not self._incarnation and world_size > 1:
-            if world_size != group_size:
-                raise ValueError(
-                    f"use_collectives=False with {world_size} of {group_size} ranks: set ESKER_INCARNATION, or pass incarnation=,"
-                    " to a value that is equal on all of them and new at each start of the job"
-                )
-            told = [incarnation]
-            dist.broadcast_object_list(told, src=0)
-            incarnation = told[0]
-        return _Job(world_size, incarnation)
+        if self._incarnation or world_size == 1:
+            return _Job(world_size, self._incarnation or job_start.token())
+        if world_size == group_size:
+            return _Job(world_size, job_start.agreed_token(world_size))
+        if not job_start.named_by_launcher():
+            raise ValueError(
+                f"use_collectives=False with {world_size} of {group_size} ranks: set ESKER_INCARNATION, or pass incarnation=,"
+                " to a value that is equal on all of them and new at each start of the job"
+            )
+        return _Job(world_size, "")
 
     def _save(
         self, connection: connections.Connection, step: int, plan: SavePlan, planner: SavePlanner
