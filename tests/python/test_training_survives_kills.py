@@ -55,7 +55,7 @@ class Trial:
         self.random = random.Random(f"{example} {seed}")
 
     def start(self, server: str, name: str, run: str, ranks: int = RANKS, max_restarts: int = 0) -> TorchrunJob:
-        script = [str(EXAMPLES / f"{self.example}.py"), "--server", server, "--run", run, "--save-every", str(SAVE_EVERY)]
+        script = [str(EXAMPLES / f"{self.example}.py"), "--server", server, "--job", run, "--save-every", str(SAVE_EVERY)]
         script += ["--steps", str(STEPS), "--final-state", str(self.final(name))]
         return TorchrunJob(self.directory, name, ranks, script, max_restarts)
 

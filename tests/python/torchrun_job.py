@@ -39,6 +39,7 @@ class TorchrunJob:
         command += ["--max-restarts", str(max_restarts), *arguments, "--loss-log", str(self._losses)]
         python_path = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         environment = {**os.environ, _MARK: self._mark, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else ranks that start again look for the dead ones (pytorch #135712)
         with open(self._log, "ab") as log:
             self._torchrun = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=directory)
 

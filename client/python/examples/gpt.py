@@ -31,7 +31,8 @@ _SEED = 20
 def parse_arguments(description: str | None, server_help: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, help=server_help)
-    parser.add_argument("--run", default="gpt", help="the job's name on the server (default: %(default)s)")
+    # Not --run: torchrun takes that for an option of its own.
+    parser.add_argument("--job", default="gpt", help="its name, the run on the server (default: %(default)s)")
     parser.add_argument("--text", type=pathlib.Path, help="file to learn from (default: this repository's documentation)")
     parser.add_argument("--steps", type=int, default=100, help="step at which training ends (default: %(default)s)")
     parser.add_argument("--save-every", type=int, default=10, metavar="STEPS", help="(default: %(default)s)")

@@ -1,6 +1,7 @@
 """The job of train_gpt.py for those who use torch.distributed.checkpoint (DCP): all that is Esker's are the writer and the reader.
 
     eskerd --data /mnt/fast/checkpoints &
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1     # else torchrun's restarts fail: https://github.com/pytorch/pytorch/issues/135712
     torchrun --standalone --nproc-per-node 4 --max-restarts 3 train_dcp.py --server 127.0.0.1:7070
 
 Started again, it goes on from the last committed step, on 4 ranks or on another number of them.
@@ -46,11 +47,11 @@ def main() -> None:
     start()
     rank = dist.get_rank()
     job = Job(arguments.layers, arguments.width, Batches(arguments.text))
-    done = resume(job, arguments.server, arguments.run)
+    done = resume(job, arguments.server, arguments.job)
 
     losses = LossLog(arguments.loss_log, steps_done=done)
     saves = dist.new_group(backend="gloo")  # DCP talks in the background: not in the middle of what training says
-    writer = StorageWriter(server=arguments.server, run=arguments.run)
+    writer = StorageWriter(server=arguments.server, run=arguments.job)
     saving: Any = None  # a Future
     for step in range(done + 1, arguments.steps + 1):
         losses.add(step, train_step(job.model, job.optimizer, job.batches))

@@ -1,5 +1,6 @@
 """Trains a small GPT on several ranks, and saves with Esker. Kill any rank, all ranks or the server: it goes on with the same bits.
 
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1     # else torchrun's restarts fail: https://github.com/pytorch/pytorch/issues/135712
     torchrun --standalone --nproc-per-node 4 --max-restarts 3 train_gpt.py --server checkpoints
 
 Started again, it goes on from the last committed step, on 4 ranks or on another number of them.
@@ -23,7 +24,7 @@ def main() -> None:
     # AdamW counts steps in plain tensors, which are the same on all ranks. Random numbers are each rank's own.
     replicated = ["optim.state.*.step"]
     with (
-        esker.Checkpointer(arguments.server, arguments.run, replicated=replicated) as ckpt,
+        esker.Checkpointer(arguments.server, arguments.job, replicated=replicated) as ckpt,
         esker.on_preemption(ckpt) as preemption,
     ):
         resumed, state = ckpt.load(into=state, from_rank=whose_random_numbers(ckpt))
