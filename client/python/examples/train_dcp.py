@@ -47,11 +47,13 @@ def main() -> None:
     start()
     rank = dist.get_rank()
     job = Job(arguments.layers, arguments.width, Batches(arguments.text))
+    writer = StorageWriter(server=arguments.server, run=arguments.job)
+    attempt = writer.open_run()  # before the load: ranks of an earlier start that still run can save nothing from here on
     done = resume(job, arguments.server, arguments.job)
+    log.info("attempt %d: %s", attempt, f"resumed from step {done}" if done else "no checkpoint yet")
 
     losses = LossLog(arguments.loss_log, steps_done=done)
     saves = dist.new_group(backend="gloo")  # DCP talks in the background: not in the middle of what training says
-    writer = StorageWriter(server=arguments.server, run=arguments.job)
     saving: Any = None  # a Future
     for step in range(done + 1, arguments.steps + 1):
         losses.add(step, train_step(job.model, job.optimizer, job.batches))
@@ -71,13 +73,11 @@ def resume(job: Job, server: str, run: str) -> int:
     latest = [latest_checkpoint(server, run) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(latest)  # the same on all ranks
     if latest[0] is None:
-        log.info("no checkpoint yet")
         return 0
     step, world_size = latest[0]
     state = job.state_dict(random_numbers_of=dist.get_rank() % world_size)
     load(state, checkpoint_id=str(step), storage_reader=StorageReader(server=server, run=run))
     job.load_state_dict(state)
-    log.info("resumed from step %d", step)
     return step
 
 

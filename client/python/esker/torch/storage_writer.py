@@ -34,9 +34,9 @@ class StorageWriter(storage.StorageWriter):
     """Writes one Esker checkpoint per DCP save. Nothing of it is visible before all ranks have written; DCP's save returns when it is
     committed, and raises on every rank if it is not.
 
-    Connects at the first save, not here: the object can be pickled, and made anew for each save. Connections, staging memory and
-    the attempt are the process's, which saves one step of a run at a time. A step that this start of the job has committed can't be
-    saved again; one of an earlier start stays until the new one is committed.
+    Connects at the first save or in open_run, not here: the object can be pickled, and made anew for each save. Connections,
+    staging memory and the attempt are the process's, which saves one step of a run at a time. A step that this start of the job
+    has committed can't be saved again; one of an earlier start stays until the new one is committed.
     """
 
     def __init__(
@@ -94,6 +94,17 @@ class StorageWriter(storage.StorageWriter):
             self._id = CheckpointId.parse(checkpoint_id, self.server, self.run)
             self.checkpoint_id = str(self._id)
 
+    def open_run(self) -> int:
+        """Opens the run for writing, and returns the attempt: ranks of an earlier start of the job can save nothing from here on.
+
+        The first save does so in any case. To be called before a load that training goes on from: else such ranks may until then
+        commit steps behind the one that is loaded. A collective, for all ranks. Raises EskerError as esker.Checkpointer does.
+        """
+        if self._id is None and self.server is not None and self.run is not None:
+            self._id = CheckpointId(self.server, self.run, None)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        return self._connect(self._checkpoint(), rank, self._job_without_plans()).attempt
+
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Learns this process's part in the save. kwargs: rank, use_collectives, from DCP."""
         checkpoint = self._checkpoint()
@@ -122,11 +133,7 @@ class StorageWriter(storage.StorageWriter):
         checkpoint = self._checkpoint()
         job: _Job = plan.storage_data
         job_start.adopt(job.incarnation)
-        connection = connections.connect(
-            connections.Destination(
-                checkpoint.server, checkpoint.run, self._rank, job.world_size, job.incarnation, **self._options
-            )
-        )
+        connection = self._connect(checkpoint, self._rank, job)
         step = self._step(checkpoint)
         self._handle = None
         try:
@@ -153,6 +160,11 @@ class StorageWriter(storage.StorageWriter):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether this is an esker:// URL that names a server and a run."""
         return CheckpointId.is_url(checkpoint_id)
+
+    def _connect(self, checkpoint: CheckpointId, rank: int, job: _Job) -> connections.Connection:
+        return connections.connect(
+            connections.Destination(checkpoint.server, checkpoint.run, rank, job.world_size, job.incarnation, **self._options)
+        )
 
     def _checkpoint(self) -> CheckpointId:
         if self._id is None:
