@@ -102,7 +102,7 @@ class Trial:
     def check_loaded(self, server: str) -> None:
         """What is in the last checkpoint; and what fewer ranks loaded of it, and did not train."""
         stored = self.directory / "stored.safetensors"
-        command = [program_path("esker"), "--server", server, "restore", "stormy@latest", "--to", stored]
+        command = [program_path("esker"), "--server", server, "restore", "stormy@latest", "--to", str(stored)]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         assert_same(self.final("stormy"), stored)
         for ranks in (2, 3):
