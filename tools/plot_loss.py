@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Draws the loss of a training job that was killed again and again, over the time of day, above that of one that was left alone.
+"""Draws the loss of a training job that was killed again and again, on top of that of one that was left alone, and below it when
+each step was done.
 
 Usage: plot_loss.py CALM_LOG STORMY_LOG KILLS OUT.png
 CALM_LOG, STORMY_LOG: what torchrun and client/python/examples/train_gpt.py wrote. KILLS: lines "DATE TIME WHO", DATE TIME as in the logs.
@@ -16,7 +17,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 _TIME = r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})"
-_CALM, _STORMY, _LOST, _KILL = "#2a6fbb", "#1a1a1a", "#c9c9c9", "#c0392b"
+_CALM, _KILL = "#b9cfe8", "#c0392b"
+_LIVES = ["#1b3a5c", "#d17a00", "#2e7d4f", "#7b4ba0", "#8c6239"]  # in turn
 
 
 def seconds(text):
@@ -39,26 +41,34 @@ def lives(steps):
     return parts
 
 
-def draw(calm, stormy, kills, axis, height):
-    """height: of a step in the drawing, from its loss or its number."""
-    begin = stormy[0][0]
-    reference = {step: height(step, loss) for _, step, loss in calm}
-    parts = lives(stormy)
+def draw_losses(axis, calm, parts, kills):
+    axis.plot([step for _, step, _ in calm], [loss for _, _, loss in calm], color=_CALM, linewidth=9, label="left alone")
     for number, part in enumerate(parts):
-        kept_until = parts[number + 1][0][1] - 1 if number + 1 < len(parts) else part[-1][1]
-        times = [time - begin for time, _, _ in part]
-        label = {"label": "with kills"} if number == 0 else {}
-        axis.plot(times, [reference[step] for _, step, _ in part], color=_CALM, linewidth=7, alpha=0.3, solid_capstyle="round",
-                  **({"label": "left alone, at the same steps"} if number == 0 else {}))  # fmt: skip
-        axis.plot(times, [height(step, loss) for _, step, loss in part], color=_STORMY, linewidth=1.4, **label)
-        lost = [(time - begin, height(step, loss)) for time, step, loss in part if step > kept_until]
-        if lost:
-            axis.plot(*zip(*lost), ".", color=_KILL, markersize=5, **({"label": "lost, and done again"} if number == 0 else {}))
-        if number + 1 < len(parts):
-            first = parts[number + 1][0]
-            axis.plot([times[-1], first[0] - begin], [height(*part[-1][1:]), height(*first[1:])], color=_STORMY, linewidth=0.8, linestyle=":")
+        label = f"killed, start {number + 1}: steps {part[0][1]} to {part[-1][1]}"
+        axis.plot([step for _, step, _ in part], [loss for _, _, loss in part], color=_LIVES[number % len(_LIVES)], linewidth=1.6, label=label)
+    done = [entry for part in parts for entry in part]
+    for time, who in kills:
+        step = max((entry for entry in done if entry[0] <= time), default=done[0])[1]
+        axis.axvline(step, color=_KILL, linewidth=1, linestyle="--")
+        axis.annotate(f"SIGKILL\n{who}", (step, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+                      ha="center", va="bottom", color=_KILL, fontsize=9)  # fmt: skip
+    axis.set(xlabel="step", ylabel="loss (nats per byte)")
+    axis.legend(framealpha=1, edgecolor="none")
+
+
+def draw_steps(axis, parts, kills):
+    begin = parts[0][0][0]
+    for number, part in enumerate(parts):
+        color = _LIVES[number % len(_LIVES)]
+        axis.plot([time - begin for time, _, _ in part], [step for _, step, _ in part], color=color, linewidth=2)
+        if number > 0:
+            (died, died_at, _), (resumed, resumed_at, _) = parts[number - 1][-1], part[0]
+            axis.annotate("", (resumed - begin, resumed_at), (died - begin, died_at), arrowprops={"arrowstyle": "->", "linestyle": ":"})
+            axis.annotate(f"goes on from step {resumed_at - 1}", (resumed - begin, resumed_at), xytext=(8, -4),
+                          textcoords="offset points", va="top", color=color, fontsize=9)  # fmt: skip
     for time, _ in kills:
-        axis.axvline(time - begin, color=_KILL, linewidth=1.2, linestyle="--")
+        axis.axvline(time - begin, color=_KILL, linewidth=1, linestyle="--")
+    axis.set(xlabel="seconds since the first step (in the gaps torch starts)", ylabel="step")
 
 
 def main():
@@ -68,16 +78,10 @@ def main():
     kills = [(seconds(time), who) for time, who in re.findall(rf"{_TIME} (.*)", pathlib.Path(sys.argv[3]).read_text())]
     if not calm or not stormy:
         sys.exit(f"plot_loss.py: no steps in {sys.argv[1 if not calm else 2]}")
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(11, 7), height_ratios=[3, 2], sharex=True, layout="constrained")
-    draw(calm, stormy, kills, upper, lambda step, loss: loss)
-    draw(calm, stormy, kills, lower, lambda step, loss: step)
-    for time, who in kills:
-        upper.annotate(f"SIGKILL\n{who}", (time - stormy[0][0], 1), xycoords=("data", "axes fraction"), xytext=(0, 4),
-                       textcoords="offset points", ha="center", va="bottom", color=_KILL, fontsize=9)  # fmt: skip
-    upper.set_ylabel("loss (nats per byte)")
-    upper.legend(frameon=False)
-    lower.set_ylabel("step")
-    lower.set_xlabel("seconds since the first step")
+    parts = lives(stormy)
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(10, 8), height_ratios=[3, 2], layout="constrained")
+    draw_losses(upper, calm, parts, kills)
+    draw_steps(lower, parts, kills)
     for axis in (upper, lower):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
