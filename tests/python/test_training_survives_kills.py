@@ -72,7 +72,7 @@ class Trial:
     def run_through_kills(self, server: str, own_server: Server | None) -> None:
         """own_server: to be killed and started again by the test; else the ranks have one of their own, and see to that themselves."""
         kinds = [kind for _ in range(ROUNDS) for kind in self.random.sample(["rank", "all", "server"], 3)][:ROUNDS]
-        with running(self.start(server, "stormy", "stormy", max_restarts=ROUNDS)) as job:
+        with running(self.start(server, "stormy", "stormy", max_restarts=2 * ROUNDS)) as job:
             for number, kind in enumerate(kinds):
                 job.await_step(STEPS_A_ROUND * number + self.random.randrange(1, STEPS_A_ROUND))
                 time.sleep(self.random.uniform(0, 0.3))

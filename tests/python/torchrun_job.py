@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "client/python/examples"
-_TIMEOUT = 120.0  # seconds
+_TIMEOUT = 300.0  # seconds
 _POLL = 0.01
 _MARK = "ESKER_TEST_JOB"
 

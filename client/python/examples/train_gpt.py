@@ -37,6 +37,8 @@ def main() -> None:
                 ckpt.save(step, state)  # returns after the snapshot copy
             if preemption.reached(step, state):  # SIGTERM came to some rank: this step is saved
                 break
+        else:
+            ckpt.wait()  # the end of training is worth an error if its save has failed
 
     own = {f"random.torch@rank{dist.get_rank()}": torch.get_rng_state()}  # as Esker names what is a rank's own
     final = {"model": model.state_dict(), "optim": optimizer.state_dict(), **own}
