@@ -22,8 +22,8 @@ fi
 echo "test_python: building and installing the package (minutes the first time; output in $log)"
 start=$SECONDS
 # The CPU build of torch where it can be had: the one on PyPI brings gigabytes for GPUs.
-if ! { $pip install pytest mypy numpy ml_dtypes fsspec tqdm &&
-       { $pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu || $pip install torch==2.13.0; } &&
+if ! { $pip install pytest mypy numpy ml_dtypes fsspec tqdm safetensors &&
+       { $pip install --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu || $pip install torch==2.13.0; } &&
        $pip install --force-reinstall --no-deps "./$package"; } >>"$log" 2>&1; then
   tail -40 "$log" >&2
   echo "test_python: the installation failed; the whole output is in $log" >&2

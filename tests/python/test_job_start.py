@@ -36,11 +36,11 @@ def test_torchrun_started_again_by_hand_with_the_same_id_fences_off_the_ranks_th
     def checkpoints() -> list[esker.CheckpointInfo]:
         return esker.Reader(server.address).list("gpt")
 
-    with running_server(tmp_path) as server, running(start("old", 1_000_000)) as old:
+    with running_server(tmp_path) as server, running(start("old", 5000)) as old:
         old.await_step(12)
         old.kill_torchrun()
         assert len(old.processes("rank")) == 2
-        with running(start("new", 1_000_000)) as new:
+        with running(start("new", 5000)) as new:
             await_true(lambda: checkpoints()[-1].attempt == 2, "no checkpoint of the new start")
             await_true(lambda: "attempt 2 has been opened since" in old.log(), "a save of the old start was not refused")
             committed = [(info.attempt, info.step) for info in checkpoints()]

@@ -29,7 +29,13 @@ class TorchrunJob:
     """torchrun with its ranks. All of them carry a mark in the environment, by which they are found however they were started."""
 
     def __init__(
-        self, directory: pathlib.Path, name: str, ranks: int, arguments: list[str], max_restarts: int = 0, rendezvous: tuple[str, ...] = ("--standalone",)
+        self,
+        directory: pathlib.Path,
+        name: str,
+        ranks: int,
+        arguments: list[str],
+        max_restarts: int = 0,
+        rendezvous: tuple[str, ...] = ("--standalone",),
     ) -> None:
         """arguments: the script and its own. name: of its files in `directory`: NAME.log, and NAME.loss, which the script writes."""
         self._mark = uuid.uuid4().hex
