@@ -85,6 +85,11 @@ class TorchrunJob:
         """Waits for the end, which must be a good one."""
         assert self._torchrun.wait(_TIMEOUT) == 0, self.log()
 
+    def terminate(self) -> None:
+        """SIGTERM, which torchrun passes on, and the end."""
+        self._torchrun.terminate()
+        self._torchrun.wait(_TIMEOUT)
+
     def kill_all(self) -> None:
         """torchrun first, so that it starts nobody again."""
         self.kill_torchrun()

@@ -49,7 +49,8 @@ def start() -> None:
     dist.init_process_group("gloo")
     level = logging.INFO if dist.get_rank() == 0 else logging.WARNING
     logging.basicConfig(format=f"%(asctime)s rank {dist.get_rank()}: %(message)s", level=level)
-    assert _GLOBAL_BATCH % dist.get_world_size() == 0, f"give 1, 2, 3, 4, 6 or 12 ranks, not {dist.get_world_size()}"
+    if _GLOBAL_BATCH % dist.get_world_size() != 0:
+        raise SystemExit(f"{dist.get_world_size()} ranks can't share {_GLOBAL_BATCH} sequences: give 1, 2, 3, 4, 6 or 12")
 
 
 # --- the model ---
