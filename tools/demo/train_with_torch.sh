@@ -6,7 +6,7 @@ environment=$repository/build/demo/python
 plot=$repository/build/demo/loss.png
 [[ -n "${ESKER_DEMO_DIR:-}" ]] && plot=$work/loss.png
 
-# Whether torch is there, or can be installed. Says why not.
+# Whether torch is there, or can be had from PyPI. Says why not. Then the package esker must be installable, too.
 torch_can_be_had() {
   local log=$repository/build/demo/pip.log started=$SECONDS
   if [[ "${ESKER_DEMO_TORCH:-1}" == 0 ]]; then
@@ -14,28 +14,29 @@ torch_can_be_had() {
     return 1
   fi
   mkdir -p "$(dirname "$log")"
-  [[ -x $environment/bin/pip ]] || python3 -m venv "$environment" || return 1
   printf '\nInstalling torch and the package esker into %s (minutes the first time)\n' "$environment"
-  if install_torch >"$log" 2>&1; then
-    printf 'Installed in %s s\n' $((SECONDS - started))
-  else
-    printf 'The training job is the one in C++, as torch and what it needs could not be installed: %s\n' "$log"
+  if ! install_torch >"$log" 2>&1; then
+    printf 'The training job is the one in C++: torch could not be had from PyPI (%s says why)\n' "$log"
     return 1
   fi
+  # As in tools/build.sh: the wheel is made of what the release build has compiled.
+  CCACHE_BASEDIR=$repository CCACHE_NOHASHDIR=1 pip install --force-reinstall --no-deps "$repository/client/python" >>"$log" 2>&1 ||
+    fail "the package esker could not be installed: $log"
+  printf 'Installed in %s s\n' $((SECONDS - started))
 }
 
+pip() { "$environment/bin/pip" --disable-pip-version-check "$@"; }
 install_torch() {
-  local pip="$environment/bin/pip --disable-pip-version-check"
+  [[ -x $environment/bin/pip ]] || python3 -m venv "$environment" || return 1
   # The CPU build where it can be had: the one on PyPI brings gigabytes for GPUs.
   "$environment/bin/python" -c 'import torch; assert torch.__version__.startswith("2.13.0")' ||
-    $pip install --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu ||
-    $pip install torch==2.13.0 || return 1
-  $pip install numpy safetensors matplotlib || return 1
-  # As in tools/build.sh: the wheel is made of what the release build has compiled.
-  CCACHE_BASEDIR=$repository CCACHE_NOHASHDIR=1 $pip install --force-reinstall --no-deps "$repository/client/python"
+    pip install --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu ||
+    pip install torch==2.13.0 || return 1
+  pip install numpy safetensors matplotlib || return 1
+  pip download --no-deps --dest "$work/reach" scikit-build-core  # which the package is built with
 }
 
-# train RUN NAME RANKS: the job in the background; its output in $work/NAME.log.
+# train_gpt RUN NAME RANKS: the job in the background; its output in $work/NAME.log.
 train_gpt() {
   # Not shared, the store of torchrun lets a job start again: https://github.com/pytorch/pytorch/issues/135712
   OMP_NUM_THREADS=1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "$environment/bin/torchrun" --standalone --nproc-per-node "$3" --max-restarts 3 \
