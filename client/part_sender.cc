@@ -78,6 +78,7 @@ absl::Status PartSender::Attempt() {
     ESKER_RETURN_IF_ERROR(Seal());
   }
   ESKER_RETURN_IF_ERROR(Report());
+  counters_->phase = SaveProgress::Phase::kSealed;
   return committed_ ? absl::OkStatus() : AwaitCommit();
 }
 
@@ -187,7 +188,6 @@ void PartSender::Sealed(const v1::SealPartResponse& response, const std::vector<
   report_->mutable_part()->clear_servers();
   report_->mutable_part()->add_servers(0);
   *report_->add_servers() = response.server();
-  counters_->phase = SaveProgress::Phase::kSealed;
 }
 
 void PartSender::CountUnchanged(const std::vector<Hash128>& hashes) {

@@ -2,7 +2,7 @@
 """Compares two safetensors files tensor by tensor, bit for bit. Standard library only, and none of Esker's code,
 so that it is a second opinion.
 
-Usage: compare_safetensors.py A B
+Usage: compare_safetensors.py [--subset] A B      --subset: what only B has is no difference
 Exit code 0 and a line with the number of tensors and bytes if all are equal, 1 and the differences otherwise.
 """
 
@@ -27,11 +27,14 @@ def read(path):
 
 
 def main():
-    if len(sys.argv) != 3:
+    subset = sys.argv[1:2] == ["--subset"]
+    paths = sys.argv[1 + subset :]
+    if len(paths) != 2:
         sys.exit(__doc__)
-    a, b = read(sys.argv[1]), read(sys.argv[2])
-    differences = [f"only in {sys.argv[1]}: {name}" for name in sorted(a.keys() - b.keys())]
-    differences += [f"only in {sys.argv[2]}: {name}" for name in sorted(b.keys() - a.keys())]
+    a, b = read(paths[0]), read(paths[1])
+    differences = [f"only in {paths[0]}: {name}" for name in sorted(a.keys() - b.keys())]
+    if not subset:
+        differences += [f"only in {paths[1]}: {name}" for name in sorted(b.keys() - a.keys())]
     for name in sorted(a.keys() & b.keys()):
         if a[name][:2] != b[name][:2]:
             differences.append(f"{name}: {a[name][:2]} is not {b[name][:2]}")

@@ -3,12 +3,14 @@
 # job resumes bit for bit, a published model is saved and restored, a flipped byte is found, old checkpoints are collected.
 # Installs what is missing, builds a release, and exits 0 only if all of it held.
 # Usage: tools/demo.sh     ESKER_DEMO_DIR=DIR keeps its files there (default: a temporary directory, removed at the end)
+#                          ESKER_DEMO_TORCH=0 shows a job in C++, as it does where torch can't be had from PyPI
 set -euo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
 
 tools/setup.sh
-tools/build.sh release eskerd esker esker-train-text
+build() { tools/build.sh release "$@"; }
+build eskerd esker
 export PATH=$repository/build/release/bin:$PATH
 
 if [[ -n "${ESKER_DEMO_DIR:-}" ]]; then
@@ -18,9 +20,10 @@ else
   work=$(mktemp -d -t esker-demo.XXXXXX)
 fi
 server_pid='' job_pid=''
+children() { cat "/proc/$1/task/$1/children" 2>/dev/null || true; }
 finish() {
   local code=$?
-  for pid in $job_pid $server_pid; do
+  for pid in $job_pid $(children "$job_pid") $server_pid; do
     kill -CONT "$pid" 2>/dev/null && kill -KILL "$pid" 2>/dev/null || true
   done
   wait 2>/dev/null || true
@@ -32,9 +35,9 @@ finish() {
 }
 trap finish EXIT
 
-ranks=4 steps=60 save_every=10 hidden=2048
-summary=()
-say() { printf '\n[%3ds] %s\n' "$SECONDS" "$*"; }
+ranks=4 steps=60 save_every=10
+sections=0 summary=()
+say() { printf '\n[%3ds] %d. %s\n' "$SECONDS" $((++sections)) "$*"; }
 told() { printf '       %s\n' "$*"; }
 held() { summary+=("$1|$2"); told "held: $2"; }
 fail() { printf '       BROKEN: %s\n' "$*" >&2; exit 1; }
@@ -44,6 +47,9 @@ json() { python3 -c 'import json, sys; it = json.load(sys.stdin); print(eval(sys
 bytes() { numfmt --to=iec-i --suffix=B --format=%.1f "$1"; }
 # Bytes of disk that the segments take.
 segment_bytes() { echo $(( $(find "$work/data/segments" -type f -printf '%b\n' | awk '{s += $1} END {print s + 0}') * 512 )); }
+
+source tools/demo/train_with_torch.sh
+source tools/demo/train_without_torch.sh
 
 start_server() {
   rm -f "$work/port"
@@ -60,72 +66,16 @@ start_server() {
   export ESKER_SERVER=127.0.0.1:$port
 }
 
-# train RUN NAME: the job in the background; its output in $work/NAME.log.
 text=$work/text
 cat LICENSE docs/*.md >"$text"
-train() {
-  esker-train-text --server "$ESKER_SERVER" --run "$1" --text "$text" --ranks $ranks --hidden $hidden --steps $steps \
-    --save-every $save_every --final-state "$work/$2.state" --loss-log "$work/$2.loss" >"$work/$2.log" 2>&1 &
-  job_pid=$!
-}
-train_to_end() {
-  train "$1" "$2"
-  wait "$job_pid" || { tail -5 "$work/$2.log" >&2; fail "the training job failed"; }
-  job_pid=''
-}
+if torch_can_be_had; then
+  train_with_torch
+else
+  build esker-train-text
+  train_without_torch
+fi
 
-say "1. A server, and a training run that nothing interrupts ($ranks ranks, $steps steps, a save every $save_every)"
-start_server
-told "eskerd on $ESKER_SERVER: $(esker --json status | json 'it["disk_engine"]')"
-train_to_end calm calm
-told "$(grep -h 'committed' "$work/calm.log" | tail -1 | sed 's/^train: //')"
-told "loss $(head -1 "$work/calm.loss" | cut -d' ' -f2) -> $(tail -1 "$work/calm.loss" | cut -d' ' -f2), $(esker --json ls calm | json 'f"""{len(it["checkpoints"])} checkpoints of {it["checkpoints"][-1]["raw_bytes"] / 1e6:.0f} MB"""')"
-
-say "2. The same run again; in the middle of a save a rank is killed, then the server"
-train stormy stormy-1
-victim_step=''
-while read -r line; do
-  if [[ "$line" =~ pids\ (.*) ]]; then
-    read -r -a pids <<<"${BASH_REMATCH[1]}"
-  elif [[ "$line" =~ step\ ([0-9]+):.*saving && ${BASH_REMATCH[1]} -ge 30 ]]; then
-    # Held still, so that the save can't end while we look at it; a save that was quicker is let go.
-    victim_step=${BASH_REMATCH[1]}
-    kill -STOP "${pids[2]}"
-    for _ in $(seq 20); do  # until the other ranks are done
-      state=$(esker --json ls stormy --all | json "' '.join(s['state'] + ', missing ranks ' + str(s['missing_ranks']) for s in it['saves'] if s['step'] == $victim_step)")
-      [[ "$state" == *'[2]' || "$state" != *saving* ]] && break
-      sleep 0.05
-    done
-    [[ "$state" == *saving* ]] && break
-    kill -CONT "${pids[2]}"
-    victim_step=''
-  fi
-done < <(tail -n +1 -F --pid="$job_pid" "$work/stormy-1.log" 2>/dev/null)
-[[ -n "$victim_step" ]] || fail "the job ended before a save could be interrupted"
-told "step $victim_step: $state"
-kill -KILL "${pids[2]}"
-kill -KILL "$server_pid"
-wait "$job_pid" 2>/dev/null && fail "the job did not notice that a rank died"
-wait "$server_pid" 2>/dev/null || true
-job_pid=''
-told "SIGKILL to rank 2 (pid ${pids[2]}) and to eskerd (pid $server_pid)"
-
-say "3. The server starts again: the half-made checkpoint is not there"
-start_server
-listed=$(esker --json ls stormy | json '[c["step"] for c in it["checkpoints"]]')
-told "checkpoints of the run: $listed"
-[[ "$listed" != *"$victim_step"* ]] || fail "step $victim_step is listed, but was never whole"
-held "half-made checkpoint" "step $victim_step was cut off by two kills and is not listed"
-
-say "4. The job starts again, as a new attempt"
-train_to_end stormy stormy-2
-resumed=$(grep -m1 -o 'attempt.*' "$work/stormy-2.log")
-told "$resumed"
-[[ "$resumed" == *"resumed from step $((victim_step - save_every)) "* ]] || fail "expected to resume from step $((victim_step - save_every))"
-cmp "$work/calm.state" "$work/stormy-2.state" || fail "the final states differ"
-held "resume" "$(bytes "$(stat -c %s "$work/calm.state")") of final state, bit for bit those of the run without kills"
-
-say "5. The weights of a published model, saved by $ranks ranks and restored"
+say "The weights of a published model, saved by $ranks ranks and restored"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/esker/models
 model=$cache/all-minilm-l6-v2.safetensors
 if [[ ! -s "$model" ]]; then
@@ -147,7 +97,7 @@ esker restore minilm@1 --to "$work/restored.safetensors" | sed 's/^/       /'
 equal=$(tools/compare_safetensors.py "$model" "$work/restored.safetensors") || fail "$equal"
 held "published model" "$equal"
 
-say "6. One byte of a segment is flipped"
+say "One byte of a segment is flipped"
 esker --json verify minilm@1 >/dev/null || fail "the checkpoint was damaged before it was damaged"
 # The record that was written last is one of this checkpoint's.
 file=$(ls -t "$work"/data/segments/*.esk | head -1)
@@ -174,7 +124,7 @@ fi
 told "$(tail -1 "$work/refused.out" | cut -c1-200)"
 held "flipped byte" "named by run, step, rank, tensor, chunk, file and offset; the restore of \"$tensor\" refuses"
 
-say "7. Garbage collection: keep the newest two of each run, and one that is pinned"
+say "Garbage collection: keep the newest two of each run, and one that is pinned"
 esker pin stormy@20 --note "for the paper" >/dev/null
 sleep 2.2  # restores that were open when the server was killed could still be reading: their leases run out
 before=$(segment_bytes)
@@ -190,7 +140,7 @@ for run in calm stormy; do
 done
 held "collection" "disk fell by $(bytes "$freed"), as reported; the kept checkpoints verify (stormy: $kept)"
 
-say "Everything held"
+printf '\n[%3ds] Everything held\n' "$SECONDS"
 printf '\n  %-22s %s\n  %-22s %s\n' "what" "result" "----" "------"
 for row in "${summary[@]}"; do printf '  %-22s %s\n' "${row%%|*}" "${row#*|}"; done
 printf '  %-22s %s\n' "server" "$(esker --json status | json 'f"""peak memory {it["peak_rss_bytes"] / 2**20:.0f} MiB, {it["chunks"]} chunks in {it["segments"]} segments"""')"

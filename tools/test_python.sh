@@ -23,14 +23,14 @@ fi
 
 echo "test_python: building and installing the package (minutes the first time; output in $log)"
 start=$SECONDS
-if ! { $pip install pytest pytest-xdist mypy numpy ml_dtypes fsspec tqdm &&
+if ! { $pip install pytest pytest-xdist mypy numpy ml_dtypes fsspec tqdm safetensors &&
        $pip install --force-reinstall --no-deps "./$package"; } >>"$log" 2>&1; then
   tail -40 "$log" >&2
   echo "test_python: the installation failed; the whole output is in $log" >&2
   exit 1
 fi
 # The CPU build where it can be had: the one on PyPI brings gigabytes for GPUs.
-if ! { $pip install --retries 1 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu || $pip install torch==2.13.0; } >>"$log" 2>&1; then
+if ! { $pip install --retries 0 torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu || $pip install torch==2.13.0; } >>"$log" 2>&1; then
   echo "test_python: torch can't be installed ($log says why): the tests that need it are skipped, and types are not checked"
 fi
 echo "test_python: installed in $((SECONDS - start)) s"

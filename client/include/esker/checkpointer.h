@@ -58,6 +58,7 @@ struct CheckpointerOptions {
 
 // How far a save is.
 struct SaveProgress {
+  // kSealed: this rank's part is durable and reported; the commit needs no more of this process.
   enum class Phase { kUploading, kSealed, kCommitted, kFailed };
   Phase phase = Phase::kUploading;
   uint64_t raw_bytes = 0;           // of this rank

@@ -91,7 +91,7 @@ class SaveProgress:
 
     @property
     def phase(self) -> Literal["uploading", "sealed", "committed", "failed"]:
-        """"sealed": this rank's part is durable, and others are awaited. "committed": the checkpoint is visible."""
+        """"sealed": this rank's part is durable and reported, and others are awaited. "committed": the checkpoint is visible."""
     @property
     def raw_bytes(self) -> int:
         """All that this rank saves; 0 until the upload has begun."""

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from esker import _core, dtypes, loading, memory, merge, spread, tensors, tree, tree_json
+from esker import _core, dtypes, job_start, loading, memory, merge, spread, tensors, tree, tree_json
 from esker import progress as bars
 from esker.errors import StateMismatchError
 from esker.handle import RefusedSave, SaveHandle, Watcher
@@ -76,7 +76,9 @@ class Checkpointer:
         on_error: "log": a failed save is logged, and in last_error. "raise": moreover, the next save() or close() raises it.
         in_flight: what save does while the one before is under way: "wait" for it, "skip" (the handle says CANCELLED), or
             "fail" (the handle says FAILED_PRECONDITION).
-        incarnation: equal on all ranks of one start of the job, new at the next; by default from the launcher's environment.
+        incarnation: equal on all ranks of one start of the job, new at the next. By default ESKER_INCARNATION of the environment;
+            else, where torch.distributed is initialized with as many ranks, they agree on one by a broadcast; else the
+            launcher's (torchrun with an id, Slurm).
         compression: "none" or "zstd".
         threads: worker threads; 0: as many as cores, at most 8.
         staging_bytes: memory for the snapshot, to be touched ahead of the first save. 0: the first save allocates.
@@ -114,7 +116,7 @@ class Checkpointer:
             run,
             rank,
             world_size,
-            incarnation=incarnation,
+            incarnation=incarnation or job_start.agreed_token(world_size),
             in_flight=in_flight,
             compression=compression,
             threads=threads,
@@ -354,10 +356,12 @@ class Checkpointer:
         timeout: seconds, by default exit_timeout. A save that is not done by then is given up by this process: that is logged.
         Raises a failed save's error only if on_error is "raise".
         """
+        self._close(self._exit_timeout if timeout is None else timeout)
+
+    def _close(self, timeout: float, own_part_only: bool = False) -> None:
         if self._native is None or os.getpid() != self._pid:
             return
-        timeout = self._exit_timeout if timeout is None else timeout
-        finished = self._await_last(timeout)
+        finished = self._await_last(timeout, own_part_only)
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher = None
@@ -369,7 +373,8 @@ class Checkpointer:
         _open.discard(self)
         self._raise_unraised()
 
-    def _await_last(self, timeout: float) -> bool:
+    def _await_last(self, timeout: float, own_part_only: bool) -> bool:
+        """Whether the last save has ended in time. With own_part_only it need not: the commit needs no more of this process."""
         last = self._last
         if last is None or last.done():
             if last is not None:
@@ -378,6 +383,8 @@ class Checkpointer:
         log.info("esker: %s: waiting up to %.0f s for the save of step %d", self._where(), timeout, last.step)
         began = time.monotonic()
         while not last.poll(max(0.0, min(0.2, began + timeout - time.monotonic()))):
+            if own_part_only and last.progress().phase == "sealed":
+                return False
             if time.monotonic() - began >= timeout:
                 log.error(
                     "esker: %s: the save of step %d is given up: it is still under way after %.0f s",
@@ -391,8 +398,9 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """close(). After an exception it waits for no other rank: one of them may be dead, and the launcher waits for this one."""
+        self._close(self._exit_timeout, own_part_only=error is not None)
 
 
 class _Stored:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+from esker import collectives
 from esker._core import EskerError
 from esker.checkpointer import Checkpointer
 from esker.dtypes import torch_if_imported
@@ -23,6 +24,7 @@ _Left = Callable[[], float | None]
 
 _LOOK_SECONDS = 1.0
 """How often a rank that waits for the others lets the handler of a signal run."""
+
 
 class Preemption:
     """Waits for the signal. Made by `on_preemption`."""
@@ -156,15 +158,13 @@ def _as_asked(agree: Agree) -> Callable[[_Left], bool]:
 
 
 def _any_rank(world_size: int) -> Callable[[_Left], bool]:
-    torch = torch_if_imported()
-    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if collectives.group_of(world_size) is None:
         raise RuntimeError(
-            f"on_preemption: {world_size} ranks have to agree at which step to stop: initialize torch.distributed first,"
-            " or give agree="
+            f"on_preemption: {world_size} ranks have to agree at which step to stop: initialize torch.distributed with as many"
+            " first, or give agree="
         )
+    torch = torch_if_imported()
     distributed = torch.distributed
-    if distributed.get_world_size() != world_size:
-        raise RuntimeError(f"on_preemption: torch.distributed has {distributed.get_world_size()} ranks, expected {world_size}: give agree=")
     # A group of its own: on the CPU, so that no step waits for a GPU, and apart from the job's collectives if it fails.
     group = distributed.new_group(backend="gloo")
 

@@ -6,6 +6,8 @@
     dcp.save(state, storage_writer=StorageWriter("esker://127.0.0.1:7070/gpt/100"))
     dcp.load(state, storage_reader=StorageReader("esker://127.0.0.1:7070/gpt"))      # the latest step
 
+A job that may have been started again, while ranks of the earlier start still run, calls StorageWriter.open_run before it loads.
+
 One DCP save is one Esker checkpoint: whole or absent, listed by `esker ls`, verified when it is read.
 """
 

@@ -37,6 +37,10 @@ class Connection:
         self._checkpointer = _core.Checkpointer(**dataclasses.asdict(destination))
         self._last: _core.SaveHandle | None = None
 
+    @property
+    def attempt(self) -> int:
+        return self._checkpointer.attempt
+
     def save(self, step: int, tensors: list[_core.TensorBox], items: list[tuple[str, bytes]]) -> _core.SaveHandle:
         """As esker._core.Checkpointer.save."""
         self._last = self._checkpointer.save(step, tensors, items)

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from esker import _core
-from esker.torch import connections, job_start
+from esker import _core, job_start
+from esker.torch import connections
 from esker.torch.checkpoint_id import CheckpointId
 from esker.torch.metadata import ITEM, encode_item, stored_name
 
@@ -34,9 +34,9 @@ class StorageWriter(storage.StorageWriter):
     """Writes one Esker checkpoint per DCP save. Nothing of it is visible before all ranks have written; DCP's save returns when it is
     committed, and raises on every rank if it is not.
 
-    Connects at the first save, not here: the object can be pickled, and made anew for each save. Connections, staging memory and
-    the attempt are the process's, which saves one step of a run at a time. A step that this start of the job has committed can't be
-    saved again; one of an earlier start stays until the new one is committed.
+    Connects at the first save or in open_run, not here: the object can be pickled, and made anew for each save. Connections,
+    staging memory and the attempt are the process's, which saves one step of a run at a time. A step that this start of the job
+    has committed can't be saved again; one of an earlier start stays until the new one is committed.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class StorageWriter(storage.StorageWriter):
         save_timeout: float = 600.0,
     ) -> None:
         """checkpoint_id: "esker://host:port/run/step", or a step number of `run` on `server`; may also be given to each save.
-        incarnation: equal on all ranks of one start of the job, new at each start. Empty: from the environment, as
-            esker.Checkpointer takes it; else the coordinator draws one.
+        incarnation: equal on all ranks of one start of the job, new at each start. Empty: ESKER_INCARNATION of the environment;
+            else the coordinator draws one.
         world_size: how many ranks save; looked at with use_collectives=False only. Default: the default process group's.
         compression, threads, connect_timeout, save_timeout (seconds): as esker.Checkpointer's.
 
@@ -94,6 +94,17 @@ class StorageWriter(storage.StorageWriter):
             self._id = CheckpointId.parse(checkpoint_id, self.server, self.run)
             self.checkpoint_id = str(self._id)
 
+    def open_run(self) -> int:
+        """Opens the run for writing, and returns the attempt: ranks of an earlier start of the job can save nothing from here on.
+
+        The first save does so in any case. To be called before a load that training goes on from: else such ranks may until then
+        commit steps behind the one that is loaded. A collective, for all ranks. Raises EskerError as esker.Checkpointer does.
+        """
+        if self._id is None and self.server is not None and self.run is not None:
+            self._id = CheckpointId(self.server, self.run, None)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        return self._connect(self._checkpoint(), rank, self._job_without_plans()).attempt
+
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Learns this process's part in the save. kwargs: rank, use_collectives, from DCP."""
         checkpoint = self._checkpoint()
@@ -122,11 +133,7 @@ class StorageWriter(storage.StorageWriter):
         checkpoint = self._checkpoint()
         job: _Job = plan.storage_data
         job_start.adopt(job.incarnation)
-        connection = connections.connect(
-            connections.Destination(
-                checkpoint.server, checkpoint.run, self._rank, job.world_size, job.incarnation, **self._options
-            )
-        )
+        connection = self._connect(checkpoint, self._rank, job)
         step = self._step(checkpoint)
         self._handle = None
         try:
@@ -154,6 +161,11 @@ class StorageWriter(storage.StorageWriter):
         """Whether this is an esker:// URL that names a server and a run."""
         return CheckpointId.is_url(checkpoint_id)
 
+    def _connect(self, checkpoint: CheckpointId, rank: int, job: _Job) -> connections.Connection:
+        return connections.connect(
+            connections.Destination(checkpoint.server, checkpoint.run, rank, job.world_size, job.incarnation, **self._options)
+        )
+
     def _checkpoint(self) -> CheckpointId:
         if self._id is None:
             raise ValueError("no checkpoint_id: give one to the StorageWriter, or to the save")
@@ -172,17 +184,16 @@ class StorageWriter(storage.StorageWriter):
     def _job_without_plans(self) -> _Job:
         group_size = dist.get_world_size() if dist.is_initialized() else 1
         world_size = self._world_size or group_size
-        incarnation = self._incarnation or job_start.token()
-        if incarnation and not self._incarnation and world_size > 1:
-            if world_size != group_size:
-                raise ValueError(
-                    f"use_collectives=False with {world_size} of {group_size} ranks: set ESKER_INCARNATION, or pass incarnation=,"
-                    " to a value that is equal on all of them and new at each start of the job"
-                )
-            told = [incarnation]
-            dist.broadcast_object_list(told, src=0)
-            incarnation = told[0]
-        return _Job(world_size, incarnation)
+        if self._incarnation or world_size == 1:
+            return _Job(world_size, self._incarnation or job_start.token())
+        if world_size == group_size:
+            return _Job(world_size, job_start.agreed_token(world_size))
+        if not job_start.named_by_launcher():
+            raise ValueError(
+                f"use_collectives=False with {world_size} of {group_size} ranks: set ESKER_INCARNATION, or pass incarnation=,"
+                " to a value that is equal on all of them and new at each start of the job"
+            )
+        return _Job(world_size, "")
 
     def _save(
         self, connection: connections.Connection, step: int, plan: SavePlan, planner: SavePlanner
