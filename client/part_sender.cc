@@ -1,6 +1,7 @@
 #include "client/part_sender.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_join.h"
 #include "client/backoff.h"
@@ -25,12 +26,14 @@ constexpr int kSealTries = 5;
 }  // namespace
 
 PartSender::PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-                       ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters)
+                       ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters,
+                       std::function<void()> on_sealed)
     : snapshot_(snapshot),
       options_(options),
       connection_(connection),
       known_layouts_(known_layouts),
       counters_(counters),
+      on_sealed_(std::move(on_sealed)),
       deadline_(Deadline::After(options.timeout_ms)),
       uploader_(snapshot, options.upload, pool, counters) {
   save_.set_run(options_.run);
@@ -163,6 +166,7 @@ absl::Status PartSender::Seal() {
       report_->mutable_part()->clear_servers();
       report_->mutable_part()->add_servers(0);
       *report_->add_servers() = response.server();
+      on_sealed_();
       counters_->phase = SaveProgress::Phase::kSealed;
       return absl::OkStatus();
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -36,9 +37,11 @@ using KnownLayouts = absl::flat_hash_set<Hash128>;
 // only reported again, anything before that is offered again.
 class PartSender {
  public:
-  // All must outlive the sender.
+  // All must outlive the sender. `on_sealed` is called once the part is durable: the snapshot's bytes are not
+  // read any more.
   PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-             ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters);
+             ThreadPool* pool, KnownLayouts* known_layouts, SaveCounters* counters,
+             std::function<void()> on_sealed);
 
   // Blocks until the checkpoint is committed, or the save has failed for good; then the server was told, if
   // it can be told at all. Takes at most timeout_ms, and a few seconds. Afterwards nothing of this save is on
@@ -69,6 +72,7 @@ class PartSender {
   Connection* const connection_;
   KnownLayouts* const known_layouts_;
   SaveCounters* const counters_;
+  const std::function<void()> on_sealed_;
   const Deadline deadline_;
   Uploader uploader_;
 
