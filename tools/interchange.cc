@@ -21,8 +21,8 @@ namespace {
 
 // Exits with 0 if both packages are there. Does not import them: that takes seconds.
 constexpr const char* kHasPackages =
-    "import importlib.util as u, sys; sys.exit(not all(u.find_spec(name) for name in ('esker.interchange', "
-    "'torch')))";
+    "import importlib.util as u, sys; "
+    "sys.exit(not all(u.find_spec(name) for name in ('torch', 'esker', 'esker.interchange')))";
 
 // The first bytes of a file, fewer if it is shorter.
 absl::StatusOr<std::string> Head(const std::string& path) {

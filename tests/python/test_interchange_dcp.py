@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.distributed.checkpoint as dcp  # noqa: E402
+from dcp_ranks import run_ranks, state_of, train_step, training_job, whole_tensors  # noqa: E402
 from native import Server  # noqa: E402
 from states import TORCH_DTYPES, difference, random_tensor  # noqa: E402
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner  # noqa: E402
@@ -140,6 +141,27 @@ def test_shards_of_several_ranks_stay_shards(server: Server, run: str, tmp_path:
     assert sorted(os.listdir(tmp_path / "out")) == [".metadata", "__0_0.distcp", "__1_0.distcp", "__2_0.distcp"]
     assert len(dcp.FileSystemReader(tmp_path / "out").read_metadata().state_dict_metadata["w"].chunks) == 3
     assert difference(state, {name: load_all(dcp.FileSystemReader(tmp_path / "out"))[name] for name in state}) is None
+
+
+def save_as_a_job(directory: pathlib.Path) -> dict[str, Any]:
+    """On each rank: saves a sharded job's state with torch's own writer, and its model by torch.save. Returns the whole tensors."""
+    model, optimizer = training_job(seed=5)
+    train_step(model, optimizer)
+    state = state_of(model, optimizer)
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(directory / "dcp"))
+    torch.save(state["model"], directory / f"model-{torch.distributed.get_rank()}.pt")
+    return whole_tensors({"model": state["model"], "optim": state["optim"]})
+
+
+def test_a_job_of_several_ranks(server: Server, run: str, tmp_path: pathlib.Path) -> None:
+    expected, _ = run_ranks(2, save_as_a_job, tmp_path)
+    assert isinstance(expected, dict), expected
+    interchange.save(server.address, run, 1, tmp_path / "dcp")
+    interchange.restore(server.address, run, 1, tmp_path / "out", format="dcp")
+    for reader in (StorageReader(url(server, run, 1)), dcp.FileSystemReader(tmp_path / "out")):
+        assert difference(in_order(expected), in_order(whole_tensors(load_all(reader)))) is None
+    with pytest.raises(EskerError, match="can't store a DTensor out of a file"):
+        interchange.save(server.address, run, 2, tmp_path / "model-0.pt")
 
 
 def test_large_checkpoints_go_through_in_small_pieces(

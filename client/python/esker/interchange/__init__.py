@@ -86,10 +86,14 @@ def restore(
     for the whole state, "dcp" for the largest box, at most 1 GiB.
 
     Raises EskerError: INVALID_ARGUMENT (what the format can't hold, says which), NOT_FOUND, ALREADY_EXISTS, DATA_LOSS, UNAVAILABLE;
-    OSError.
+    OSError; ValueError for options that don't go together.
     """
     if format is None:
         format = "torch" if os.fspath(path).endswith((".pt", ".pth")) else "safetensors"
+    if format == "safetensors" and from_rank is not None:
+        raise ValueError('from_rank is for the formats "torch" and "dcp"')
+    if format != "safetensors" and max_shard_size is not None:
+        raise ValueError('max_shard_size is for the format "safetensors"')
     if format == "safetensors":
         return native.restore(_address(server), run, step, path, max_shard_size, force, connect_timeout)
     reader = _core.Reader(_address(server), connect_timeout=connect_timeout)

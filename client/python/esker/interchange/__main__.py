@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import time
+import warnings
 from typing import Any
 
 from esker import interchange
@@ -120,6 +121,7 @@ def _speed(size: int, seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # torch's, about what the user's file was made with
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGHUP, _end)
     sys.exit(main(sys.argv[1:]))

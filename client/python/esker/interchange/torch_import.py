@@ -27,9 +27,8 @@ def save(destination: parts.Destination, path: str | os.PathLike[str]) -> _core.
     it is loaded.
     """
     state = load(path)
-    job = tensors.Job(0, 1)
     try:
-        flat = tree.flatten(state, lambda value, at: tensors.describe(value, at, job), allow_pickle=False)
+        flat = tree.flatten(state, _describe, allow_pickle=False)
     except (TypeError, ValueError) as error:
         raise _core.EskerError(f"{os.fspath(path)}: {error}", "INVALID_ARGUMENT") from error
     data = {source.leaf.name: source.source.held[0].data for source in flat.tensors}
@@ -45,6 +44,15 @@ def save(destination: parts.Destination, path: str | os.PathLike[str]) -> _core.
     # On each part, so that it can be loaded from any.
     items = [(tree.TREE_ITEM, tree_json.encode(flat.root, 1)), *((source.leaf.item, source.content) for source in flat.items)]
     return parts.save(destination, pieces, items, read)
+
+
+def _describe(value: Any, path: str) -> tensors.Source:
+    if tensors.is_distributed(value):
+        raise TypeError(
+            f"can't store a {type(value).__qualname__} out of a file: it holds one rank's box of it; save full_tensor() there, or the whole"
+            " job with torch.distributed.checkpoint"
+        )
+    return tensors.describe(value, path, tensors.Job(0, 1))
 
 
 def load(path: str | os.PathLike[str]) -> Any:
