@@ -1,6 +1,7 @@
 #include "client/part_sender.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_join.h"
 #include "client/backoff.h"
@@ -25,14 +26,14 @@ constexpr int kSealTries = 5;
 }  // namespace
 
 PartSender::PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-                       ThreadPool* pool, KnownLayouts* known_layouts, SavedChunks* saved_before,
-                       SaveCounters* counters)
+                       ThreadPool* pool, SaveHistory* history, SaveCounters* counters,
+                       std::function<void()> on_sealed)
     : snapshot_(snapshot),
       options_(options),
       connection_(connection),
-      known_layouts_(known_layouts),
-      saved_before_(saved_before),
+      history_(history),
       counters_(counters),
+      on_sealed_(std::move(on_sealed)),
       deadline_(Deadline::After(options.timeout_ms)),
       uploader_(snapshot, options.upload, pool, counters) {
   save_.set_run(options_.run);
@@ -138,11 +139,11 @@ absl::StatusOr<v1::SealPartResponse> PartSender::CallSeal(const std::string& par
   request.set_part_envelope(part_envelope);
   const Deadline deadline = Deadline::Sooner(deadline_, Deadline::After(kSealTimeoutMs));
   const Hash128& layout = snapshot_->plan->digest;
-  if (known_layouts_->contains(layout)) {
+  if (history_->known_layouts.contains(layout)) {
     absl::StatusOr<v1::SealPartResponse> response =
         connection_->Call("SealPart", &v1::Store::Stub::SealPart, request, deadline);
     if (!absl::IsFailedPrecondition(response.status())) return response;
-    known_layouts_->erase(layout);  // it was collected there, or it is another server
+    history_->known_layouts.erase(layout);  // it was collected there, or it is another server
   }
   request.set_layout_envelope(snapshot_->plan->envelope);
   return connection_->Call("SealPart", &v1::Store::Stub::SealPart, request, deadline);
@@ -179,7 +180,7 @@ absl::Status PartSender::Seal() {
 }
 
 void PartSender::Sealed(const v1::SealPartResponse& response, const std::vector<Hash128>& hashes) {
-  known_layouts_->insert(snapshot_->plan->digest);
+  history_->known_layouts.insert(snapshot_->plan->digest);
   CountUnchanged(hashes);
   report_.emplace();
   *report_->mutable_save() = save_;
@@ -188,15 +189,16 @@ void PartSender::Sealed(const v1::SealPartResponse& response, const std::vector<
   report_->mutable_part()->clear_servers();
   report_->mutable_part()->add_servers(0);
   *report_->add_servers() = response.server();
+  on_sealed_();
 }
 
 void PartSender::CountUnchanged(const std::vector<Hash128>& hashes) {
   uint64_t unchanged_bytes = 0;
   for (size_t i = 0; i < hashes.size(); ++i) {
-    if (saved_before_->contains(hashes[i])) unchanged_bytes += snapshot_->chunks[i].bytes;
+    if (history_->last_chunks.contains(hashes[i])) unchanged_bytes += snapshot_->chunks[i].bytes;
   }
   counters_->unchanged_bytes = unchanged_bytes;
-  *saved_before_ = SavedChunks(hashes.begin(), hashes.end());
+  history_->last_chunks = {hashes.begin(), hashes.end()};
 }
 
 absl::Status PartSender::Report() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,10 +28,13 @@ struct PartSenderOptions {
   uint64_t timeout_ms = 600'000;
 };
 
-// Layouts that a server is known to hold, so that a save of the same topology does not send one again.
-using KnownLayouts = absl::flat_hash_set<Hash128>;
-// The chunks of a rank's save before, to tell how much of a save is unchanged.
-using SavedChunks = absl::flat_hash_set<Hash128>;
+// What a rank remembers from save to save.
+struct SaveHistory {
+  // Layouts that the server is known to hold: a save of the same topology does not send one again.
+  absl::flat_hash_set<Hash128> known_layouts;
+  // The chunks of the last part that was sealed, to tell how much of the next one is unchanged.
+  absl::flat_hash_set<Hash128> last_chunks;
+};
 
 // Used by one thread, once.
 //
@@ -39,10 +43,10 @@ using SavedChunks = absl::flat_hash_set<Hash128>;
 // only reported again, anything before that is offered again.
 class PartSender {
  public:
-  // All must outlive the sender. `saved_before` becomes this save's chunks when its part is sealed.
+  // All must outlive the sender. `on_sealed` is called once the part is durable: the snapshot's bytes are not
+  // read any more.
   PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-             ThreadPool* pool, KnownLayouts* known_layouts, SavedChunks* saved_before,
-             SaveCounters* counters);
+             ThreadPool* pool, SaveHistory* history, SaveCounters* counters, std::function<void()> on_sealed);
 
   // Blocks until the checkpoint is committed, or the save has failed for good; then the server was told, if
   // it can be told at all. Takes at most timeout_ms, and a few seconds. Afterwards nothing of this save is on
@@ -74,9 +78,9 @@ class PartSender {
   const Snapshot* const snapshot_;
   const PartSenderOptions options_;
   Connection* const connection_;
-  KnownLayouts* const known_layouts_;
-  SavedChunks* const saved_before_;
+  SaveHistory* const history_;
   SaveCounters* const counters_;
+  const std::function<void()> on_sealed_;
   const Deadline deadline_;
   Uploader uploader_;
 

@@ -70,6 +70,7 @@ absl::StatusOr<SaveHandle> Saver::Save(uint64_t step, const State& state) {
   if (absl::Status refused = AwaitTurn(step); !refused.ok()) return EndedHandle(step, std::move(refused));
   ESKER_ASSIGN_OR_RETURN(std::shared_ptr<const LayoutPlan> plan, layouts_.Get(state));
   ESKER_ASSIGN_OR_RETURN(Snapshot snapshot, TakeSnapshot(state, std::move(plan), &arena_, &pool_));
+  if (!options_.keep_staging) arena_.Forget();
   auto job = std::make_unique<Job>();
   job->snapshot = std::move(snapshot);
   job->shared = std::make_shared<SaveHandle::Shared>(step);
@@ -126,8 +127,11 @@ void Saver::RunJob(Job* job) {
   options.timeout_ms = options_.save_timeout_ms;
   absl::Status status;
   {
-    PartSender sender(&job->snapshot, options, connection_.get(), &pool_, &known_layouts_, &saved_before_,
-                      &job->shared->counters);
+    const auto on_sealed = [this, job] {
+      if (!options_.keep_staging) job->snapshot.block.reset();
+    };
+    PartSender sender(&job->snapshot, options, connection_.get(), &pool_, &history_, &job->shared->counters,
+                      on_sealed);
     status = sender.Run();
   }
   // The next Save's turn comes first: whoever waited for this one's handle finds the way free.

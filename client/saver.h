@@ -68,8 +68,7 @@ class Saver {
   uint64_t busy_step_ ABSL_GUARDED_BY(mu_) = 0;
   std::unique_ptr<Job> next_ ABSL_GUARDED_BY(mu_);
 
-  KnownLayouts known_layouts_;  // only thread_ uses it
-  SavedChunks saved_before_;    // likewise
+  SaveHistory history_;  // only thread_ uses it
   ThreadPool pool_;
   std::thread thread_;
 };

@@ -73,9 +73,13 @@ void StagingArena::StopToucher() {
   stop_toucher_ = false;
 }
 
-absl::Status StagingArena::Replace(uint64_t bytes) {
+void StagingArena::Forget() {
   StopToucher();
-  block_.reset();  // before the new one is made: both may not fit
+  block_.reset();
+}
+
+absl::Status StagingArena::Replace(uint64_t bytes) {
+  Forget();  // before the new one is made: both may not fit
   const uint64_t available = AvailableMemoryBytes();
   if (bytes > available) {
     return absl::ResourceExhaustedError(StrCat("staging memory: the snapshot of this rank's state needs ",

@@ -63,6 +63,9 @@ class StagingArena {
   // it) goes when they do, and never changes under them. kResourceExhausted gives the figures.
   absl::StatusOr<std::shared_ptr<StagingBlock>> Acquire(uint64_t bytes);
 
+  // Keeps no block: what was handed out goes with its last user.
+  void Forget();
+
  private:
   absl::Status Replace(uint64_t bytes);
   void StopToucher();

@@ -1,10 +1,12 @@
-// esker restore RUN@STEP --to DIR|FILE.safetensors [--only GLOB]… [--per-rank] [--force]
+// esker restore RUN@STEP --to PATH [--format F] [--only GLOB]… [--per-rank] [--max-shard-size BYTES]
+// [--force]
 #include <fnmatch.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -17,21 +19,28 @@
 #include "format/box.h"
 #include "tools/cli.h"
 #include "tools/files.h"
+#include "tools/interchange.h"
 #include "tools/interrupt.h"
 #include "tools/metadata_item.h"
 #include "tools/progress.h"
 #include "tools/safetensors.h"
+#include "tools/safetensors_index.h"
 
 namespace esker {
 namespace {
 
-constexpr const char* kSingleFile = "model.safetensors";
-constexpr const char* kIndexFile = "esker.index.json";
+constexpr const char* kRankIndexFile = "esker.index.json";
+
+// No --from-rank.
+constexpr uint32_t kAnyRank = UINT32_MAX;
 
 struct RestoreOptions {
   std::string name;
   std::string to;
+  std::string format;
   std::vector<std::string> only;
+  std::string max_shard_size;
+  uint32_t from_rank = kAnyRank;
   bool per_rank = false;
   bool force = false;
 };
@@ -78,13 +87,20 @@ absl::StatusOr<std::vector<TensorInfo>> SelectTensors(std::vector<TensorInfo> te
   return tensors;
 }
 
-OutputFile PlanWholeFile(const std::vector<TensorInfo>& tensors) {
-  OutputFile file;
-  file.name = kSingleFile;
-  for (const TensorInfo& tensor : tensors) {
-    file.tensors.push_back({WholeTensor(tensor.name, tensor.type, tensor.shape), tensor.name});
+// Whole tensors, in one file or as many as `max_shard_bytes` makes.
+void PlanShardFiles(uint64_t max_shard_bytes, RestorePlan* plan) {
+  std::vector<OutputTensor> tensors;
+  std::vector<uint64_t> sizes;
+  for (const TensorInfo& tensor : plan->tensors) {
+    tensors.push_back({WholeTensor(tensor.name, tensor.type, tensor.shape), tensor.name});
+    sizes.push_back(tensors.back().box.bytes());
   }
-  return file;
+  const std::vector<std::vector<size_t>> shards = SplitIntoShards(sizes, max_shard_bytes);
+  for (size_t shard = 0; shard < shards.size(); ++shard) {
+    OutputFile& file = plan->files.emplace_back();
+    file.name = ShardFileName(shard, shards.size());
+    for (const size_t i : shards[shard]) file.tensors.push_back(std::move(tensors[i]));
+  }
 }
 
 // A rank may hold several boxes of one tensor; a safetensors file has each name once.
@@ -136,6 +152,20 @@ absl::Status PlanItems(CheckpointReader* checkpoint, RestorePlan* plan) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<uint64_t> MaxShardBytes(const RestoreOptions& options) {
+  if (options.max_shard_size.empty()) return std::numeric_limits<uint64_t>::max();
+  ESKER_ASSIGN_OR_RETURN(const uint64_t bytes, ParseBytes(options.max_shard_size));
+  if (bytes == 0) return absl::InvalidArgumentError("--max-shard-size 0: expected more than that, e.g. 5GB");
+  return bytes;
+}
+
+// Loaders of sharded models refuse files that do not say whose tensors they hold.
+void NameFramework(SafetensorsMetadata* metadata) {
+  const bool named = std::any_of(metadata->begin(), metadata->end(),
+                                 [](const auto& entry) { return entry.first == "format"; });
+  if (!named) metadata->emplace_back("format", "pt");
+}
+
 absl::StatusOr<RestorePlan> MakePlan(CheckpointReader* checkpoint, const RestoreOptions& options) {
   RestorePlan plan;
   ESKER_ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, checkpoint->Tensors());
@@ -143,12 +173,14 @@ absl::StatusOr<RestorePlan> MakePlan(CheckpointReader* checkpoint, const Restore
   if (options.per_rank) {
     ESKER_RETURN_IF_ERROR(PlanRankFiles(checkpoint, &plan));
   } else {
-    plan.files.push_back(PlanWholeFile(plan.tensors));
+    ESKER_ASSIGN_OR_RETURN(const uint64_t max_shard_bytes, MaxShardBytes(options));
+    PlanShardFiles(max_shard_bytes, &plan);
   }
   for (const OutputFile& file : plan.files) {
     for (const OutputTensor& tensor : file.tensors) plan.raw_bytes += tensor.box.bytes();
   }
   ESKER_RETURN_IF_ERROR(PlanItems(checkpoint, &plan));
+  if (!options.max_shard_size.empty()) NameFramework(&plan.metadata);
   return plan;
 }
 
@@ -175,7 +207,7 @@ absl::Status WriteOutputFile(CheckpointReader* checkpoint, const OutputFile& fil
 }
 
 // Which box of which tensor lies in which file, under which name.
-std::string IndexJson(const CheckpointInfo& info, const RestorePlan& plan) {
+std::string RankIndexJson(const CheckpointInfo& info, const RestorePlan& plan) {
   std::map<std::string, Json> shards;
   for (const OutputFile& file : plan.files) {
     for (const OutputTensor& tensor : file.tensors) {
@@ -214,8 +246,15 @@ absl::Status WriteFiles(CheckpointReader* checkpoint, const RestoreOptions& opti
         WriteOutputFile(checkpoint, file, target->StagingPath(file.name), plan.metadata, progress));
     done_before += file_bytes;
   }
-  if (!options.per_rank) return absl::OkStatus();
-  return WriteFileDurably(target->StagingPath(kIndexFile), IndexJson(checkpoint->info(), plan));
+  if (options.per_rank) {
+    return WriteFileDurably(target->StagingPath(kRankIndexFile), RankIndexJson(checkpoint->info(), plan));
+  }
+  if (plan.files.size() == 1) return absl::OkStatus();
+  WeightMap weight_map;
+  for (const OutputFile& file : plan.files) {
+    for (const OutputTensor& tensor : file.tensors) weight_map[tensor.key] = file.name;
+  }
+  return WriteFileDurably(target->StagingPath(kShardIndexFile), ShardIndexJson(weight_map, plan.raw_bytes));
 }
 
 void Report(Cli* cli, const CheckpointInfo& info, const RestorePlan& plan, const OutputTarget& target,
@@ -243,11 +282,49 @@ void Report(Cli* cli, const CheckpointInfo& info, const RestorePlan& plan, const
   }
 }
 
+// As asked for, else by the output's name.
+absl::StatusOr<Format> FormatOf(const RestoreOptions& options) {
+  if (!options.format.empty()) return *FormatNamed(options.format);
+  for (const char* suffix : {".pt", ".pth"}) {
+    if (absl::EndsWith(options.to, suffix)) return Format::kTorch;
+  }
+  return Format::kSafetensors;
+}
+
+absl::Status RestoreThroughPython(const Cli& cli, const RestoreOptions& options, Format format) {
+  if (!options.only.empty() || options.per_rank || !options.max_shard_size.empty()) {
+    return absl::InvalidArgumentError("--only, --per-rank and --max-shard-size are for safetensors");
+  }
+  std::vector<std::string> arguments = {"restore",      options.name,
+                                        "--to",         options.to,
+                                        "--format",     format == Format::kDcp ? "dcp" : "torch",
+                                        "--server",     cli.server,
+                                        "--timeout-ms", std::to_string(cli.timeout_ms)};
+  if (options.from_rank != kAnyRank) {
+    arguments.insert(arguments.end(), {"--from-rank", std::to_string(options.from_rank)});
+  }
+  if (options.force) arguments.push_back("--force");
+  if (cli.json) arguments.push_back("--json");
+  return BecomeInterchange(arguments);
+}
+
 absl::Status Restore(Cli* cli, const RestoreOptions& options) {
   ESKER_ASSIGN_OR_RETURN(const CheckpointName name, ParseCheckpointName(options.name));
+  ESKER_ASSIGN_OR_RETURN(const Format format, FormatOf(options));
+  if (format != Format::kSafetensors) return RestoreThroughPython(*cli, options, format);
+  if (options.from_rank != kAnyRank) {
+    return absl::InvalidArgumentError(
+        "--from-rank is for the formats dcp and torch: in safetensors, what each rank "
+        "saved for itself has the rank in its name");
+  }
+  if (options.per_rank && !options.max_shard_size.empty()) {
+    return absl::InvalidArgumentError("--per-rank and --max-shard-size are two ways to cut: choose one");
+  }
+  ESKER_RETURN_IF_ERROR(MaxShardBytes(options).status());
   const bool to_file = absl::EndsWith(options.to, ".safetensors");
-  if (to_file && options.per_rank) {
-    return absl::InvalidArgumentError("--per-rank writes a file for each rank: let --to name a directory");
+  if (to_file && (options.per_rank || !options.max_shard_size.empty())) {
+    return absl::InvalidArgumentError(
+        "--per-rank and --max-shard-size write several files: let --to name a directory");
   }
   const auto kind = to_file ? OutputTarget::Kind::kFile : OutputTarget::Kind::kDirectory;
   // Held while the target is made, so that an interrupt either comes before it or finds it.
@@ -277,18 +354,32 @@ absl::Status Restore(Cli* cli, const RestoreOptions& options) {
 
 void AddRestoreCommand(CLI::App* app, Cli* cli) {
   auto options = std::make_shared<RestoreOptions>();
-  CLI::App* command =
-      AddCommand(app, cli, "restore", "Restore a checkpoint into safetensors files", options, &Restore);
+  CLI::App* command = AddCommand(app, cli, "restore", "Restore a checkpoint into other libraries' formats",
+                                 options, &Restore);
   command->add_option("checkpoint", options->name, kCheckpointHelp)->required();
   command
-      ->add_option("--to", options->to, "The output: FILE.safetensors, or a directory that is new or empty")
+      ->add_option("--to", options->to,
+                   "The output: FILE.safetensors, FILE.pt, or a directory that is new or empty")
       ->required();
+  command
+      ->add_option(
+          "--format", options->format,
+          "safetensors (default); dcp: a directory for torch.distributed.checkpoint; torch: a file of "
+          "torch.save (default for .pt and .pth)")
+      ->check(CLI::IsMember({"safetensors", "dcp", "torch"}))
+      ->option_text("safetensors|dcp|torch");
   command->add_option("--only", options->only, "Only tensors whose name matches the glob; may be repeated")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_flag(
       "--per-rank", options->per_rank,
       "One file per saved rank, with its boxes, and esker.index.json that says what lies where");
+  command->add_option(
+      "--max-shard-size", options->max_shard_size,
+      "Split over files of at most so many bytes, e.g. 5GB, with model.safetensors.index.json");
+  command->add_option(
+      "--from-rank", options->from_rank,
+      "dcp, torch: whose to take of what each rank saved for itself (default: an error that lists it)");
   command->add_flag("--force", options->force,
                     "Replace an existing file, or files in a directory that is not empty");
   command->footer(

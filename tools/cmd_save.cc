@@ -1,4 +1,4 @@
-// esker save RUN@STEP FILE.safetensors… [--ranks N] [--incarnation TOKEN] [--compress zstd|none] [--force]
+// esker save RUN@STEP PATH… [--ranks N] [--incarnation TOKEN] [--compress zstd|none] [--force]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -13,10 +13,11 @@
 #include "format/base/status.h"
 #include "format/base/text.h"
 #include "tools/cli.h"
+#include "tools/interchange.h"
 #include "tools/metadata_item.h"
 #include "tools/progress.h"
 #include "tools/records.h"
-#include "tools/safetensors.h"
+#include "tools/save_input.h"
 #include "tools/split.h"
 
 namespace esker {
@@ -27,58 +28,12 @@ constexpr uint32_t kMaxRanks = 256;
 
 struct SaveOptions {
   std::string name;
-  std::vector<std::string> files;
+  std::vector<std::string> paths;
   uint32_t ranks = 1;
   std::string incarnation;
   Compression compression = Compression::kNone;
   bool force = false;
 };
-
-// What is read from the files.
-struct Input {
-  std::vector<std::unique_ptr<SafetensorsFile>> files;
-  std::vector<SourceTensor> tensors;  // point into the files
-  SafetensorsMetadata metadata;
-  uint64_t raw_bytes = 0;
-};
-
-absl::Status AddMetadata(const SafetensorsFile& file, std::map<std::string, std::string>* seen,
-                         Input* input) {
-  for (const auto& [name, text] : file.metadata()) {
-    const auto [known, is_new] = seen->emplace(name, text);
-    if (is_new) {
-      input->metadata.emplace_back(name, text);
-    } else if (known->second != text) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file.path(), ": __metadata__ \"", Printable(name),
-                       "\" is not what a file before it says: save the files as checkpoints of their own"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<Input> ReadInput(const std::vector<std::string>& paths) {
-  Input input;
-  std::map<std::string, std::string> file_of_tensor;
-  std::map<std::string, std::string> metadata;
-  for (const std::string& path : paths) {
-    ESKER_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
-    for (const SafetensorsEntry& entry : file->entries()) {
-      const SafetensorsTensor& tensor = entry.tensor;
-      if (const auto [known, is_new] = file_of_tensor.emplace(tensor.name, path); !is_new) {
-        return absl::InvalidArgumentError(absl::StrCat("tensor \"", Printable(tensor.name), "\" is in ",
-                                                       known->second, " and in ", path,
-                                                       ": save one of them"));
-      }
-      input.tensors.push_back(
-          {WholeTensor(tensor.name, tensor.type, tensor.shape), file->Bytes(entry).data()});
-      input.raw_bytes += tensor.bytes();
-    }
-    ESKER_RETURN_IF_ERROR(AddMetadata(*file, &metadata, &input));
-    input.files.push_back(std::move(file));
-  }
-  return input;
-}
 
 // One start of a job, as far as the server is concerned.
 std::string NewIncarnation() {
@@ -88,7 +43,7 @@ std::string NewIncarnation() {
 
 // What all ranks of one save share. Outlives the command if ranks don't end (see WaitForRanks).
 struct SaveJob {
-  SaveJob(const Cli& cli, const SaveOptions& options, const CheckpointName& name, Input read)
+  SaveJob(const Cli& cli, const SaveOptions& options, const CheckpointName& name, SaveInput read)
       : input(std::move(read)),
         step(name.step),
         metadata(MetadataToJson(input.metadata)),
@@ -105,7 +60,7 @@ struct SaveJob {
     client.threads = std::clamp(cores / static_cast<int>(options.ranks), 1, 8);
   }
 
-  const Input input;
+  const SaveInput input;
   const uint64_t step;
   const std::string metadata;
   CheckpointerOptions client;  // of every rank but for its number; constant after construction
@@ -192,10 +147,44 @@ absl::Status CheckStepIsFree(AdminClient* admin, const CheckpointName& name) {
       absl::StrCat(name.run, "@", name.step, " exists: choose another step, or --force to replace it"));
 }
 
+// Of all the paths together: what is not safetensors is a checkpoint by itself.
+absl::StatusOr<Format> FormatOf(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    ESKER_ASSIGN_OR_RETURN(const Format format, DetectFormat(path));
+    if (format == Format::kSafetensors) continue;
+    if (paths.size() == 1) return format;
+    return absl::InvalidArgumentError(path + " is a checkpoint by itself: save it without the other paths");
+  }
+  return Format::kSafetensors;
+}
+
+absl::Status SaveThroughPython(const Cli& cli, const SaveOptions& options) {
+  if (options.ranks != 1) {
+    return absl::InvalidArgumentError("--ranks is for safetensors: " + options.paths[0] +
+                                      " is cut into parts of about 1 GiB by itself");
+  }
+  std::vector<std::string> arguments = {"save",
+                                        options.name,
+                                        options.paths[0],
+                                        "--server",
+                                        cli.server,
+                                        "--timeout-ms",
+                                        std::to_string(cli.timeout_ms)};
+  if (options.compression == Compression::kZstd) arguments.insert(arguments.end(), {"--compress", "zstd"});
+  if (!options.incarnation.empty()) {
+    arguments.insert(arguments.end(), {"--incarnation", options.incarnation});
+  }
+  if (options.force) arguments.push_back("--force");
+  if (cli.json) arguments.push_back("--json");
+  return BecomeInterchange(arguments);
+}
+
 absl::Status Save(Cli* cli, const SaveOptions& options) {
   ESKER_ASSIGN_OR_RETURN(const CheckpointName name, ParseCheckpointName(options.name));
   if (name.latest) return absl::InvalidArgumentError(options.name + ": a save needs a step: RUN@STEP");
-  ESKER_ASSIGN_OR_RETURN(Input input, ReadInput(options.files));
+  ESKER_ASSIGN_OR_RETURN(const Format format, FormatOf(options.paths));
+  if (format != Format::kSafetensors) return SaveThroughPython(*cli, options);
+  ESKER_ASSIGN_OR_RETURN(SaveInput input, ReadSaveInput(options.paths));
   ESKER_ASSIGN_OR_RETURN(const auto admin, ConnectAdmin(*cli));
   if (!options.force) ESKER_RETURN_IF_ERROR(CheckStepIsFree(admin.get(), name));
 
@@ -222,9 +211,13 @@ absl::Status Save(Cli* cli, const SaveOptions& options) {
 
 void AddSaveCommand(CLI::App* app, Cli* cli) {
   auto options = std::make_shared<SaveOptions>();
-  CLI::App* command = AddCommand(app, cli, "save", "Save safetensors files as a checkpoint", options, &Save);
+  CLI::App* command =
+      AddCommand(app, cli, "save", "Save a checkpoint of another library's format", options, &Save);
   command->add_option("checkpoint", options->name, "RUN@STEP")->required();
-  command->add_option("files", options->files, "The .safetensors files; a tensor may be in one of them only")
+  command
+      ->add_option("paths", options->paths,
+                   "safetensors files, a model's directory or its ….safetensors.index.json; or one file of "
+                   "torch.save, or one directory of torch.distributed.checkpoint")
       ->required();
   command->add_option("--ranks", options->ranks, "Over how many ranks to spread the tensors")
       ->check(CLI::Range(uint32_t{1}, kMaxRanks))
@@ -241,7 +234,10 @@ void AddSaveCommand(CLI::App* app, Cli* cli) {
   command->footer(
       "Tensors of at least as many rows as there are ranks are cut along their first dimension; the others "
       "go whole to\n"
-      "one rank. The files' __metadata__ is kept as a byte item.");
+      "one rank. The files' __metadata__ is kept as a byte item. What torch wrote is read by the Python "
+      "package; nothing "
+      "in it\n"
+      "is run.");
 }
 
 }  // namespace esker

@@ -26,6 +26,18 @@ TEST(StagingArena, GrowsWithTheState) {
   std::memset(second->data(), 1, second->size());
 }
 
+TEST(StagingArena, WhatItForgetsGoesWithItsLastUser) {
+  StagingArena arena;
+  ASSERT_OK_AND_ASSIGN(auto block, arena.Acquire(4096));
+  const std::weak_ptr<StagingBlock> watched = block;
+  arena.Forget();
+  EXPECT_FALSE(watched.expired());
+  ASSERT_OK_AND_ASSIGN(const auto other, arena.Acquire(4096));
+  EXPECT_NE(other, block);
+  block.reset();
+  EXPECT_TRUE(watched.expired());
+}
+
 TEST(StagingArena, NeverHandsOutMemoryThatIsViewed) {
   StagingArena arena(/*views_end_ms=*/10);
   ASSERT_OK_AND_ASSIGN(const auto first, arena.Acquire(4096));

@@ -90,7 +90,7 @@ TEST(CliUsage, MistakesAreExitCode2) {
   ExpectFails(nobody, {"ls", "--frob"}, 2, "--frob");
   ExpectFails(nobody, {"show"}, 2, "checkpoint");
   ExpectFails(nobody, {"restore", "run@1"}, 2, "--to");
-  ExpectFails(nobody, {"save", "run@1"}, 2, "files");
+  ExpectFails(nobody, {"save", "run@1"}, 2, "paths");
   ExpectFails(nobody, {"ls", "--all"}, 2, "run");
   ExpectFails(nobody, {"save", "run@1", "f", "--compress", "lz4"}, 2, "lz4");
   ExpectFails(nobody, {"gc", "run", "--keep-last", "0"}, 2, "0");
@@ -225,7 +225,7 @@ TEST_F(CliInputTest, BadSafetensorsFilesAreNamedAndNothingIsSaved) {
          HeaderFile("utf8", "{\"a\xff\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1)},
         2, "utf8: ");
   Fails({"save", "run@1", directory_ / "none"}, 3, "none");
-  Fails({"save", "run@1", directory_.path()}, 2, "not a regular file");
+  Fails({"save", "run@1", directory_.path()}, 2, "neither safetensors files nor");
   EXPECT_EQ(RunEsker(server_.address(), {"ls", "--json"}).Json()["runs"].size(), 0u);
 }
 

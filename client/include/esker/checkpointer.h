@@ -46,6 +46,9 @@ struct CheckpointerOptions {
   // Staging memory to allocate and touch in the background from the start, so that the first Save does not
   // pay for it. 0: the first Save allocates.
   uint64_t staging_bytes = 0;
+  // Whether the staging memory is kept for the next Save. If not, it is given back as soon as the part is
+  // durable, before the commit: for a process that saves the parts of many ranks, one after the other.
+  bool keep_staging = true;
   // Raw bytes a chunk, a multiple of 4096, at most 4 MiB.
   uint64_t chunk_bytes = 4 << 20;
 

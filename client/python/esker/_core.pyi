@@ -142,6 +142,7 @@ class Checkpointer:
         threads: int = 0,
         pipeline_bytes: int = 64 << 20,
         staging_bytes: int = 0,
+        keep_staging: bool = True,
         chunk_bytes: int = 4 << 20,
         connect_timeout: float = 20.0,
         save_timeout: float = 600.0,
@@ -157,6 +158,8 @@ class Checkpointer:
         threads: that copy, hash, encode and upload; 0: as many as the machine has cores, at most 8.
         pipeline_bytes: memory for encoded chunks on their way. Staging memory, one copy of this rank's state, comes on top.
         staging_bytes: staging memory to allocate and touch in the background at once; 0: the first save allocates it.
+        keep_staging: whether staging memory is kept for the next save. If not, it is given back as soon as the part is durable,
+            before the commit: for a process that saves the parts of many ranks, one after the other.
         chunk_bytes: a multiple of 4096, at most 4 MiB.
         connect_timeout: how long this call, and opening a checkpoint, try to reach a server that does not answer.
         save_timeout: how long one save may take until it is given up, restarts of the server included.

@@ -23,6 +23,7 @@ def program_path(name: str) -> str:
 def _run(name: str) -> NoReturn:
     # Only the packaged one: the one on the PATH may be this very command.
     path = str(pathlib.Path(__file__).parent / "bin" / name)
+    os.environ.setdefault("ESKER_PYTHON", sys.executable)  # for what `esker` leaves to esker.interchange
     os.execv(path, [name, *sys.argv[1:]])
 
 

@@ -11,10 +11,11 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from esker import _core, dtypes, job_start, loading, memory, merge, spread, tensors, tree, tree_json
+from esker import _core, dtypes, job_start, loading, memory, spread, tensors, tree, tree_json
 from esker import progress as bars
 from esker.errors import StateMismatchError
 from esker.handle import RefusedSave, SaveHandle, Watcher
+from esker.stored_tree import StoredTree
 
 log = logging.getLogger("esker")
 
@@ -290,7 +291,7 @@ class Checkpointer:
                 return None, into
         checkpoint = native.open_checkpoint(step)
         where = f"run {self._run}, step {step}"
-        stored = _Stored(checkpoint, where, self._job, from_rank)
+        stored = StoredTree(checkpoint, where, self._job, from_rank)
         plan, state = self._plan(stored, into, only, allow_pickle)
         if plan.missing and stored.can_widen():
             stored.widen()  # what this rank wants may have been another's
@@ -305,7 +306,7 @@ class Checkpointer:
         plan.finish()
         return step, loading.finished(state)
 
-    def _plan(self, stored: "_Stored", into: Any, only: str | None, allow_pickle: bool) -> tuple[loading.Plan, Any]:
+    def _plan(self, stored: StoredTree, into: Any, only: str | None, allow_pickle: bool) -> tuple[loading.Plan, Any]:
         plan = loading.Plan(stored.checkpoint.read_item, only, allow_pickle)
         root = loading.select(stored.root, only)
         return plan, plan.build(root, ()) if into is None else plan.fit(into, root, ())
@@ -401,47 +402,6 @@ class Checkpointer:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """close(). After an exception it waits for no other rank: one of them may be dead, and the launcher waits for this one."""
         self._close(self._exit_timeout, own_part_only=error is not None)
-
-
-class _Stored:
-    """The tree that a load starts from: this rank's own, or one merged from those of all ranks."""
-
-    def __init__(self, checkpoint: _core.Checkpoint, where: str, job: tensors.Job, from_rank: int | None) -> None:
-        self.checkpoint = checkpoint
-        self._where = where
-        self._world_size = checkpoint.info.world_size
-        if from_rank is not None and not 0 <= from_rank < self._world_size:
-            raise ValueError(f"{where}: from_rank {from_rank}: it was saved by ranks 0 to {self._world_size - 1}")
-        same_world = self._world_size == job.world_size
-        self._preferred = from_rank if from_rank is not None else job.rank if same_world else None
-        self._common: set[str] | None = None
-        if self._preferred is None or self._world_size == 1:
-            self.widen()
-        else:
-            self.root = self._tree(self._preferred)
-
-    def can_widen(self) -> bool:
-        return self._common is None
-
-    def widen(self) -> None:
-        trees = {rank: self._tree(rank) for rank in range(self._world_size)}
-        self._common = merge.common_paths(list(trees.values()))
-        self.root = merge.merge(trees, self._preferred)
-
-    def is_common(self, path: str) -> bool:
-        """Whether every rank stored it: what only some did is not unexpected, but theirs."""
-        return self._common is None or path in self._common
-
-    def _tree(self, rank: int) -> tree.Node:
-        try:
-            content = self.checkpoint.read_item(rank, tree.TREE_ITEM)
-        except _core.EskerError as error:
-            if error.code != "NOT_FOUND":
-                raise
-            raise ValueError(
-                f"{self._where}: it was not saved by esker.Checkpointer, and has no tree: read it with the tool that saved it"
-            ) from error
-        return tree_json.decode(content, rank, self._where)
 
 
 def _address(server: str | os.PathLike[str]) -> str:

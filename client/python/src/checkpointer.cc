@@ -107,7 +107,8 @@ std::unique_ptr<BoundCheckpointer> Open(const std::string& server, const std::st
                                         uint32_t world_size, const std::string& incarnation,
                                         const std::string& in_flight, const std::string& compression,
                                         int threads, uint64_t pipeline_bytes, uint64_t staging_bytes,
-                                        uint64_t chunk_bytes, double connect_timeout, double save_timeout) {
+                                        bool keep_staging, uint64_t chunk_bytes, double connect_timeout,
+                                        double save_timeout) {
   CheckpointerOptions options;
   options.server = server;
   options.run = run;
@@ -122,6 +123,7 @@ std::unique_ptr<BoundCheckpointer> Open(const std::string& server, const std::st
   options.threads = threads;
   options.pipeline_bytes = pipeline_bytes;
   options.staging_bytes = staging_bytes;
+  options.keep_staging = keep_staging;
   options.chunk_bytes = chunk_bytes;
   options.connect_timeout_ms = ToMilliseconds(connect_timeout, "connect_timeout");
   options.save_timeout_ms = ToMilliseconds(save_timeout, "save_timeout");
@@ -139,7 +141,8 @@ void BindCheckpointer(py::module_& module) {
            py::kw_only(), py::arg("incarnation") = "", py::arg("in_flight") = "wait",
            py::arg("compression") = "none", py::arg("threads") = defaults.threads,
            py::arg("pipeline_bytes") = defaults.pipeline_bytes,
-           py::arg("staging_bytes") = defaults.staging_bytes, py::arg("chunk_bytes") = defaults.chunk_bytes,
+           py::arg("staging_bytes") = defaults.staging_bytes, py::arg("keep_staging") = defaults.keep_staging,
+           py::arg("chunk_bytes") = defaults.chunk_bytes,
            py::arg("connect_timeout") = static_cast<double>(defaults.connect_timeout_ms) / 1000,
            py::arg("save_timeout") = static_cast<double>(defaults.save_timeout_ms) / 1000)
       .def("save", &BoundCheckpointer::Save, py::arg("step"), py::arg("tensors"), py::arg("items"))

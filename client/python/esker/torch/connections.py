@@ -12,6 +12,7 @@ from esker import _core
 _log = logging.getLogger("esker")
 # After DCP's save has returned, a rank's handle hears of the commit within a round trip; at most this many seconds are waited for it.
 _LAG = 2.0
+_POLL = 0.01  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,19 @@ def existing(server: str, run: str) -> Connection | None:
     """The process's connection to the run, if it has one."""
     with _lock:
         return _connections.get((server, run))
+
+
+def await_durable(handle: _core.SaveHandle) -> None:
+    """Returns when this rank's part is durable; raises EskerError if the save has failed.
+
+    It does not wait for the commit: that takes all ranks, and who waits for a dead one here would keep DCP from noticing."""
+    while handle.progress().phase == "uploading":
+        try:
+            handle.wait(_POLL)
+        except TimeoutError:
+            continue
+    if (error := handle.exception()) is not None:
+        raise error
 
 
 @atexit.register

@@ -19,8 +19,6 @@ from esker.torch import connections
 from esker.torch.checkpoint_id import CheckpointId
 from esker.torch.metadata import ITEM, encode_item, stored_name
 
-_POLL = 0.01  # seconds
-
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
@@ -138,7 +136,7 @@ class StorageWriter(storage.StorageWriter):
         self._handle = None
         try:
             self._handle, results = self._save(connection, step, plan, planner)
-            _await_durable(self._handle)
+            connections.await_durable(self._handle)
         except BaseException as error:
             if self._handle is None or not self._handle.done():  # else it has failed, on all ranks
                 connection.abort(step, f"{type(error).__name__}: {error}")
@@ -243,14 +241,3 @@ def _box(item: WriteItem, tensor: torch.Tensor) -> _core.TensorBox:
         raise ValueError(f"{item.index.fqn}: the plan says {extent}, the tensor is {tuple(tensor.shape)}")
     name = stored_name(tensor.dtype, item.index.fqn)
     return (item.index.fqn, name, tuple(data.size), tuple(data.chunk.offsets), extent, tensor.data_ptr())
-
-
-def _await_durable(handle: _core.SaveHandle) -> None:
-    """Not for the commit: that takes all ranks, and who waits for a dead one here would keep DCP from noticing."""
-    while handle.progress().phase == "uploading":
-        try:
-            handle.wait(_POLL)
-        except TimeoutError:
-            continue
-    if (error := handle.exception()) is not None:
-        raise error

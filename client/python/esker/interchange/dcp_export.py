@@ -1,0 +1,124 @@
+"""Checkpoints of Esker, as directories of torch.distributed.checkpoint: torch's own writer writes them, box by box."""
+
+import io
+import os
+import pathlib
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    STORAGE_TYPES,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
+
+from esker import _core, dtypes
+from esker.interchange import contents, output, parts
+from esker.interchange.results import Restored
+from esker.sharding import Box
+
+
+def restore(checkpoint: _core.Checkpoint, path: str | os.PathLike[str], from_rank: int | None) -> Restored:
+    """As interchange.restore. One file for each rank that saved the checkpoint, and .metadata."""
+    target = os.path.realpath(path)
+    with output.whole_directory(target) as staging:
+        export = _Export(checkpoint, contents.read(checkpoint, from_rank))
+        writer = _Writer(staging, target)
+        writer.set_up_storage_writer(is_coordinator=True)
+        plans = [writer.prepare_local_plan(plan) for plan in export.plans]
+        results = [writer.write_data(plan, export).value() for plan in writer.prepare_global_plan(plans)]
+        writer.finish(export.metadata, results)
+    info = checkpoint.info
+    return Restored(info.run, info.step, export.tensors, export.bytes, export.items_left_out, [target])
+
+
+class _Writer(FileSystemWriter):
+    """Knows where the directory will be in the end."""
+
+    def __init__(self, staging: pathlib.Path, target: str) -> None:
+        super().__init__(staging)
+        self._target = target
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta(checkpoint_id=self._target, save_id=self.save_id)
+
+
+class _Export(SavePlanner):
+    """What DCP's writer is to write, and where it gets it from: each box is read when its turn comes."""
+
+    def __init__(self, checkpoint: _core.Checkpoint, found: contents.Contents) -> None:
+        self._checkpoint = checkpoint
+        self._stored_name = found.tensors
+        self._objects = found.objects
+        self._types = {tensor.name: (tensor.dtype, tensor.shape) for tensor in checkpoint.tensors()}
+        state: dict[str, STORAGE_TYPES] = {}
+        items: list[list[WriteItem]] = [[] for _ in range(checkpoint.info.world_size)]
+        boxes = self._stored_boxes()
+        self.bytes = 0
+        for name in found.paths:
+            if name in found.objects:
+                state[name] = BytesStorageMetadata()
+                items[0].append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
+            else:
+                state[name] = self._plan_tensor(name, boxes.get(found.tensors[name], {}), items)
+        self.tensors = len(found.tensors)
+        self.items_left_out = found.items_left_out
+        self.metadata = Metadata(state_dict_metadata=state, planner_data=found.paths)
+        self.plans = [SavePlan(of_rank, planner_data=found.paths) for of_rank in items]
+
+    def _stored_boxes(self) -> dict[str, dict[Box, int]]:
+        """Of each stored tensor the boxes, and a rank that has them: replicas are written once."""
+        boxes: dict[str, dict[Box, int]] = {}
+        for rank in range(self._checkpoint.info.world_size):
+            for name, dtype, _, offset, extent, _ in self._checkpoint.stored_by(rank):
+                for box in parts.cut(Box(offset, extent), dtype):
+                    boxes.setdefault(name, {}).setdefault(box, rank)
+        return boxes
+
+    def _plan_tensor(self, name: str, boxes: dict[Box, int], items: list[list[WriteItem]]) -> TensorStorageMetadata:
+        dtype, shape = self._types[self._stored_name[name]]
+        properties = TensorProperties(dtype=dtypes.to_torch(dtype))
+        size = torch.Size(shape)
+        chunks = []
+        for number, (box, rank) in enumerate(sorted(boxes.items())):
+            chunk = ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.extent))
+            chunks.append(chunk)
+            index = MetadataIndex(name, chunk.offsets, number)
+            items[rank].append(WriteItem(index, WriteItemType.SHARD, tensor_data=TensorWriteData(chunk, properties, size)))
+            self.bytes += parts.TensorPiece(name, dtype, shape, box).bytes
+        return TensorStorageMetadata(properties, size, chunks)
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        name = write_item.index.fqn
+        if write_item.type is WriteItemType.BYTE_IO:
+            return io.BytesIO(self._objects[name]())
+        assert write_item.tensor_data is not None
+        chunk = write_item.tensor_data.chunk
+        stored_name = self._stored_name[name]
+        dtype, shape = self._types[stored_name]
+        piece = parts.TensorPiece(stored_name, dtype, shape, Box(tuple(chunk.offsets), tuple(chunk.sizes)))
+        target: torch.Tensor = parts.empty(piece)
+        if piece.bytes:
+            self._checkpoint.restore([(piece.name, dtype, shape, piece.box.offset, piece.box.extent, target.data_ptr())])
+        return target
+
+    # What a job's planner works out is known here from the start.
+
+    def set_up_planner(self, state_dict: Any, storage_meta: StorageMeta | None = None, is_coordinator: bool = False) -> None:
+        pass
+
+    def create_local_plan(self) -> SavePlan:
+        return self.plans[0]
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return all_plans, self.metadata
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
