@@ -58,7 +58,7 @@ class Checkpointer:
         on_error: Literal["log", "raise"] = "log",
         in_flight: Literal["wait", "skip", "fail"] = "wait",
         incarnation: str = "",
-        compression: Literal["none", "zstd"] = "none",
+        compression: Literal["none", "zstd", "planes"] = "none",
         threads: int = 0,
         staging_bytes: int = 0,
         connect_timeout: float = 20.0,
@@ -77,7 +77,7 @@ class Checkpointer:
         in_flight: what save does while the one before is under way: "wait" for it, "skip" (the handle says CANCELLED), or
             "fail" (the handle says FAILED_PRECONDITION).
         incarnation: equal on all ranks of one start of the job, new at the next; by default from the launcher's environment.
-        compression: "none" or "zstd".
+        compression: "none"; "planes", for floats (a third of bf16, a sixth of fp32 is saved); "zstd", for what repeats itself.
         threads: worker threads; 0: as many as cores, at most 8.
         staging_bytes: memory for the snapshot, to be touched ahead of the first save. 0: the first save allocates.
         connect_timeout, save_timeout: seconds to reach the server; seconds from save to commit.
