@@ -27,7 +27,7 @@ constexpr size_t kPlaneGapBytes = 64;
 struct Cut {
   Cut(DType dtype, uint64_t raw_bytes)
       : raw_bytes(raw_bytes),
-        width(PlaneCount(dtype, raw_bytes)),
+        width(PlaneWidth(dtype, raw_bytes)),
         blocks((raw_bytes + kPlanesBlockBytes - 1) / kPlanesBlockBytes),
         payload_offset(kHeadBytes + kEntryBytes * blocks * width) {}
 
@@ -79,25 +79,27 @@ class Encoder {
  public:
   // `room` is all that the encoding may take.
   Encoder(ByteView raw, DType dtype, const PlanePlan& plan, MutableBytes room)
-      : raw_(raw), cut_(dtype, raw.size()), plan_(plan), room_(room), end_(cut_.payload_offset) {}
+      : raw_(raw), cut_(dtype, raw.size()), plan_(plan), room_(room) {}
 
   // The encoding's length; 0 if it does not fit.
   size_t Run();
 
  private:
   bool EncodeBlock(size_t block);
-  bool Append(ByteView plane, std::optional<FrameEffort> effort, Entry* entry);
+  // Writes a plane to where the encoding ends, as small as `effort` makes it. Nothing if it does not fit.
+  std::optional<Entry> Append(ByteView plane, PlaneEffort effort);
 
   const ByteView raw_;
   const Cut cut_;
   const PlanePlan& plan_;
   const MutableBytes room_;
-  size_t end_;  // of what is written
+  size_t end_ = 0;  // of what is written
 };
 
 size_t Encoder::Run() {
   if (room_.size() < cut_.payload_offset) return 0;
   StoreLittle<uint32_t>(room_.data(), static_cast<uint32_t>(plan_.shape.rotation));
+  end_ = cut_.payload_offset;
   for (size_t block = 0; block < cut_.blocks; ++block) {
     if (!EncodeBlock(block)) return 0;
   }
@@ -105,10 +107,11 @@ size_t Encoder::Run() {
 }
 
 bool Encoder::EncodeBlock(size_t block) {
+  const auto& efforts = plan_.blocks[block];
   const size_t plane_bytes = cut_.PlaneBytes(block);
-  // Raw planes with nothing but raw planes below are split to where they are stored: nobody copies them.
+  // The lowest planes, if they are to be stored as they are, are split right to their place.
   size_t in_place = 0;
-  while (in_place < cut_.width && !plan_.efforts[in_place].has_value()) ++in_place;
+  while (in_place < cut_.width && efforts[in_place] == PlaneEffort::kStore) ++in_place;
   if (room_.size() - end_ < in_place * plane_bytes) return false;
   std::array<std::byte*, kMaxPlanes> planes = {};
   for (size_t k = 0; k < cut_.width; ++k) {
@@ -117,29 +120,47 @@ bool Encoder::EncodeBlock(size_t block) {
   SplitPlanes(plan_.shape, raw_.data() + block * kPlanesBlockBytes, plane_bytes, planes.data());
   end_ += in_place * plane_bytes;
   for (size_t k = 0; k < cut_.width; ++k) {
-    Entry entry = {PlaneKind::kRaw, plane_bytes};
-    if (k >= in_place && !Append({planes[k], plane_bytes}, plan_.efforts[k], &entry)) return false;
-    StoreEntry(entry, room_.data() + cut_.EntryOffset(block, k));
+    std::optional<Entry> entry = Entry{PlaneKind::kRaw, plane_bytes};
+    if (k >= in_place) entry = Append({planes[k], plane_bytes}, efforts[k]);
+    if (!entry.has_value()) return false;
+    StoreEntry(*entry, room_.data() + cut_.EntryOffset(block, k));
   }
   return true;
 }
 
-bool Encoder::Append(ByteView plane, std::optional<FrameEffort> effort, Entry* entry) {
+// The frame's length; 0 if it is not smaller than the plane, or does not fit.
+size_t EncodeFrame(ByteView plane, PlaneEffort effort, MutableBytes to) {
+  size_t bytes = EncodeZstdFrame(FrameEffort::kHuffman, plane, to);
+  if (bytes >= plane.size()) bytes = 0;
+  if (effort == PlaneEffort::kBoth) {
+    // It takes as long to read as to write, so it must save a twentieth more.
+    const size_t limit = bytes == 0 ? std::min(plane.size() - 1, to.size()) : bytes - bytes / 20;
+    const MutableBytes other = MutableBytes(ThreadsScratch().block).first(limit);
+    if (const size_t matches = EncodeZstdFrame(FrameEffort::kMatches, plane, other); matches != 0) {
+      std::memcpy(to.data(), other.data(), matches);
+      bytes = matches;
+    }
+  }
+  return bytes;
+}
+
+std::optional<Entry> Encoder::Append(ByteView plane, PlaneEffort effort) {
   const MutableBytes to = room_.subspan(end_);
-  if (effort.has_value() && IsConstant(plane) && !to.empty()) {
+  if (to.empty()) return std::nullopt;
+  Entry entry = {PlaneKind::kRaw, plane.size()};
+  if (effort != PlaneEffort::kStore && IsConstant(plane)) {
     to[0] = plane[0];
-    *entry = {PlaneKind::kConstant, 1};
-  } else if (const size_t frame_bytes = effort.has_value() ? EncodeZstdFrame(*effort, plane, to) : 0;
-             frame_bytes != 0 && frame_bytes < plane.size()) {
-    *entry = {PlaneKind::kFrame, frame_bytes};
+    entry = {PlaneKind::kConstant, 1};
+  } else if (const size_t bytes = effort == PlaneEffort::kStore ? 0 : EncodeFrame(plane, effort, to);
+             bytes != 0) {
+    entry = {PlaneKind::kFrame, bytes};
   } else if (plane.size() <= to.size()) {
     std::memcpy(to.data(), plane.data(), plane.size());
-    *entry = {PlaneKind::kRaw, plane.size()};
   } else {
-    return false;
+    return std::nullopt;
   }
-  end_ += entry->stored_bytes;
-  return true;
+  end_ += entry.stored_bytes;
+  return entry;
 }
 
 // --- Decoding ------------------------------------------------------------------------------------
@@ -261,13 +282,13 @@ absl::Status Decoder::ReadBlock(size_t block, size_t at, std::byte* to) const {
 }  // namespace
 
 bool EncodePlanes(ByteView raw, DType dtype, std::vector<std::byte>* to) {
-  const std::optional<PlanePlan> plan = PlanPlanes(raw, dtype);
-  if (!plan.has_value()) {
+  const PlanePlan plan = PlanPlanes(raw, dtype, kPlanesBlockBytes);
+  if (!plan.is_worth_it) {
     to->clear();
     return false;
   }
   to->resize(raw.size() - 1);
-  to->resize(Encoder(raw, dtype, *plan, *to).Run());
+  to->resize(Encoder(raw, dtype, plan, *to).Run());
   return !to->empty();
 }
 

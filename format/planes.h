@@ -1,7 +1,7 @@
 // The codec `planes`: the elements' bytes by significance, each byte plane stored as suits it. Of floats only
 // the plane of exponents shrinks, to a third; the rest is noise, and is not put through a compressor.
 //
-// A chunk is cut into blocks of 256 KiB, each decoded by itself.
+// A chunk is cut into blocks of 128 KiB, each decoded by itself.
 //
 //   0  u8      rotation: by how many bits each element was rotated left
 //   1  u8[3]   reserved, 0
@@ -21,7 +21,7 @@
 
 namespace esker {
 
-inline constexpr uint64_t kPlanesBlockBytes = 256 << 10;
+inline constexpr uint64_t kPlanesBlockBytes = 128 << 10;
 
 // How a plane of a block is stored. The numbers are stored: never change or reuse one.
 enum class PlaneKind : uint8_t {
