@@ -140,7 +140,7 @@ PlanePlan PlanPlanes(ByteView raw, DType dtype, size_t block_bytes) {
       stored_bytes += share * static_cast<double>(block.size()) / static_cast<double>(plan.shape.width);
     }
   }
-  plan.is_worth_it = stored_bytes <= kWorthwhile * static_cast<double>(raw.size());
+  plan.is_worth_it = stored_bytes < kWorthwhile * static_cast<double>(raw.size());
   return plan;
 }
 
