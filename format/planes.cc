@@ -133,7 +133,7 @@ size_t EncodeFrame(ByteView plane, PlaneEffort effort, MutableBytes to) {
   size_t bytes = EncodeZstdFrame(FrameEffort::kHuffman, plane, to);
   if (bytes >= plane.size()) bytes = 0;
   if (effort == PlaneEffort::kBoth) {
-    // It takes as long to read as to write, so it must save a twentieth more.
+    // It is slower to read back: it must save a twentieth more.
     const size_t limit = bytes == 0 ? std::min(plane.size() - 1, to.size()) : bytes - bytes / 20;
     const MutableBytes other = MutableBytes(ThreadsScratch().block).first(limit);
     if (const size_t matches = EncodeZstdFrame(FrameEffort::kMatches, plane, other); matches != 0) {
