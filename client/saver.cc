@@ -15,10 +15,15 @@ namespace esker {
 namespace {
 
 const Codec* CodecFor(Compression compression) {
-  if (compression == Compression::kNone) return nullptr;
-  const Codec* codec = FindCodec(std::string_view("zstd"));
-  ESKER_CHECK(codec != nullptr);
-  return codec;
+  switch (compression) {
+    case Compression::kNone:
+      return nullptr;
+    case Compression::kZstd:
+      return FindCodec(CodecId::kZstd);
+    case Compression::kPlanes:
+      return FindCodec(CodecId::kPlanes);
+  }
+  ESKER_CHECK(false);
 }
 
 SaveHandle EndedHandle(uint64_t step, absl::Status why) {

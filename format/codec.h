@@ -18,6 +18,7 @@ namespace esker {
 enum class CodecId : uint8_t {
   kRaw = 0,
   kZstd = 1,
+  kPlanes = 2,
 };
 
 // A row of the table. Encode and decode are thread-safe; they may keep scratch memory per thread.

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/admin.h"
+#include "esker/checkpointer.h"
 #include "esker/reader.h"
 #include "format/names.h"
 #include "tools/output.h"
@@ -44,6 +45,10 @@ CLI::App* AddCommand(CLI::App* app, Cli* cli, const std::string& name, const std
 absl::StatusOr<std::unique_ptr<AdminClient>> ConnectAdmin(const Cli& cli);
 absl::StatusOr<std::unique_ptr<Reader>> ConnectReader(const Cli& cli);
 
+// --compress, and the name of what it chose.
+void AddCompressOption(CLI::App* command, Compression* compression);
+std::string CompressionName(Compression compression);
+
 // The step to ask a Reader for.
 std::optional<uint64_t> StepOf(const CheckpointName& name);
 
@@ -61,6 +66,7 @@ void AddPinCommands(CLI::App* app, Cli* cli);  // pin, unpin
 void AddRmCommand(CLI::App* app, Cli* cli);
 void AddStatusCommand(CLI::App* app, Cli* cli);
 void AddDumpCommand(CLI::App* app, Cli* cli);
-void AddBenchCommand(CLI::App* app, Cli* cli);  // bench save, bench restore
+void AddBenchCommand(CLI::App* app, Cli* cli);         // bench, bench save, bench restore
+void AddBenchCodecCommand(CLI::App* bench, Cli* cli);  // bench codec
 
 }  // namespace esker

@@ -1,4 +1,4 @@
-// esker bench save|restore [--size BYTES] [--ranks N] [--runs N] [--compress zstd|none] [--dir DIR]
+// esker bench save|restore [--size BYTES] [--ranks N] [--runs N] [--compress none|zstd|planes] [--dir DIR]
 //
 // What a run is: ranks of their own processes save (or restore) their random state at the same moment, over
 // gRPC; right before and after, a bare loop writes (or reads) as much on the same disk. One run ahead of the
@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <random>
 
 #include "absl/strings/match.h"
@@ -275,7 +274,7 @@ void Report(Cli* cli, const BenchOptions& options, const Bench& bench, const std
   result["command"] = options.restore ? "restore" : "save";
   result["ranks"] = options.ranks;
   result["runs"] = runs.size();
-  result["compress"] = options.compression == Compression::kZstd ? "zstd" : "none";
+  result["compress"] = CompressionName(options.compression);
   result["disk_engine"] = bench.disk_engine();
   Table table({{options.restore ? "restore" : "save"},
                {"min", Align::kRight},
@@ -370,11 +369,7 @@ void AddDirection(CLI::App* app, CLI::App* bench, Cli* cli, const std::string& n
   command->add_option("--runs", options->runs, "Timed runs, after one that does not count")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  const std::map<std::string, Compression> compressions = {{"none", Compression::kNone},
-                                                           {"zstd", Compression::kZstd}};
-  command->add_option("--compress", options->compression, "none (default) or zstd")
-      ->transform(CLI::CheckedTransformer(compressions))
-      ->option_text("none|zstd");
+  AddCompressOption(command, &options->compression);
   command->add_option(
       "--dir", options->directory,
       "Where the benchmark's own server keeps its data, and the bare disk is measured (default: TMPDIR)");
@@ -389,6 +384,7 @@ void AddBenchCommand(CLI::App* app, Cli* cli) {
   bench->require_subcommand(1);
   AddDirection(app, bench, cli, "save", "Measure a save, from its beginning to the durable commit", false);
   AddDirection(app, bench, cli, "restore", "Measure a restore, every byte verified", true);
+  AddBenchCodecCommand(bench, cli);
 }
 
 }  // namespace esker

@@ -1,4 +1,4 @@
-// esker save RUN@STEP PATH… [--ranks N] [--incarnation TOKEN] [--compress zstd|none] [--force]
+// esker save RUN@STEP PATH… [--ranks N] [--incarnation TOKEN] [--compress none|zstd|planes] [--force]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -225,11 +225,7 @@ void AddSaveCommand(CLI::App* app, Cli* cli) {
   command->add_option(
       "--incarnation", options->incarnation,
       "The token of this start of the job (default: a new one, which fences whoever writes to the run)");
-  const std::map<std::string, Compression> compressions = {{"none", Compression::kNone},
-                                                           {"zstd", Compression::kZstd}};
-  command->add_option("--compress", options->compression, "none (default) or zstd")
-      ->transform(CLI::CheckedTransformer(compressions))
-      ->option_text("none|zstd");
+  AddCompressOption(command, &options->compression);
   command->add_flag("--force", options->force, "Replace a committed checkpoint of that step");
   command->footer(
       "Tensors of at least as many rows as there are ranks are cut along their first dimension; the others "

@@ -13,7 +13,7 @@ packages=(
   python3 python3-dev python3-venv curl
 )
 if [[ "${1:-}" == "--dev" ]]; then
-  packages+=(clang-14 clang-format-14 clang-tidy-14)
+  packages+=(clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev)
 fi
 
 missing=()

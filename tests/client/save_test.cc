@@ -160,25 +160,28 @@ TEST(Save, ProgressCountsWhatHappened) {
   EXPECT_EQ(progress.deduplicated_bytes, 0u);
 }
 
-TEST(Save, ZstdIsUsedWhereItHelps) {
-  FakeServer server;
-  CheckpointerOptions options = TestOptions(server);
-  options.compression = Compression::kZstd;
-  const auto checkpointer = Open(options);
-  StateBuilder builder(TestSeed());
-  builder.Add(WholeTensor("noise", ElementType::kU8, {40'000}));
-  std::vector<uint8_t> ramp(400'000);
-  for (size_t i = 0; i < ramp.size(); ++i) ramp[i] = static_cast<uint8_t>(i / 1000);
-  builder.Add(WholeTensor("ramp", ElementType::kU8, {ramp.size()}), ramp);
-  ASSERT_OK_AND_ASSIGN(const SaveHandle handle, checkpointer->Save(1, builder.state()));
-  ASSERT_OK(handle.Wait());
-  EXPECT_EQ(server.StoredCodecs(), (std::set<CodecId>{CodecId::kRaw, CodecId::kZstd}));
-  EXPECT_LT(handle.Progress().sent_bytes, 100'000u);
-  Room noise(builder.state().tensors[0].box);
-  Room smooth(builder.state().tensors[1].box);
-  ASSERT_OK(checkpointer->Restore(1, {noise.target(), smooth.target()}));
-  EXPECT_EQ(noise.data, builder.data(0));
-  EXPECT_EQ(smooth.data, ramp);
+TEST(Save, ACodecIsUsedWhereItHelps) {
+  for (const auto& [compression, codec] :
+       {std::pair{Compression::kZstd, CodecId::kZstd}, std::pair{Compression::kPlanes, CodecId::kPlanes}}) {
+    FakeServer server;
+    CheckpointerOptions options = TestOptions(server);
+    options.compression = compression;
+    const auto checkpointer = Open(options);
+    StateBuilder builder(TestSeed());
+    builder.Add(WholeTensor("noise", ElementType::kU8, {40'000}));
+    std::vector<uint8_t> ramp(400'000);
+    for (size_t i = 0; i < ramp.size(); ++i) ramp[i] = static_cast<uint8_t>(i / 1000);
+    builder.Add(WholeTensor("ramp", ElementType::kU8, {ramp.size()}), ramp);
+    ASSERT_OK_AND_ASSIGN(const SaveHandle handle, checkpointer->Save(1, builder.state()));
+    ASSERT_OK(handle.Wait());
+    EXPECT_EQ(server.StoredCodecs(), (std::set<CodecId>{CodecId::kRaw, codec}));
+    EXPECT_LT(handle.Progress().sent_bytes, 100'000u);
+    Room noise(builder.state().tensors[0].box);
+    Room smooth(builder.state().tensors[1].box);
+    ASSERT_OK(checkpointer->Restore(1, {noise.target(), smooth.target()}));
+    EXPECT_EQ(noise.data, builder.data(0));
+    EXPECT_EQ(smooth.data, ramp);
+  }
 }
 
 TEST(Save, ASmallWindowIsEnough) {

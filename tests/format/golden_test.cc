@@ -294,6 +294,32 @@ TEST(Golden, ZstdChunkDecodes) {
   EXPECT_EQ(AsText(raw), std::string(64, '\0'));
 }
 
+// As the page describes them, in bits: sign, exponent, mantissa.
+std::vector<std::byte> PlanesExample() {
+  std::vector<std::byte> raw(128);
+  for (uint32_t i = 0; i < 64; ++i) {
+    StoreLittle<uint16_t>(raw.data() + 2 * i,
+                          static_cast<uint16_t>(i % 2 << 15 | (127 - i % 2) << 7 | 37 * i % 128));
+  }
+  return raw;
+}
+
+TEST(Golden, PlanesChunkDecodes) {
+  const std::string stored = BytesOfHexLines(Block("hex planes-chunk"));
+  std::vector<std::byte> raw(128);
+  ASSERT_OK(FindCodec(CodecId::kPlanes)->decode(AsBytes(stored), DType::kBF16, raw));
+  EXPECT_EQ(raw, PlanesExample());
+}
+
+// The frame, and so its length at 8, may differ from one libzstd to the next.
+TEST(Golden, PlanesChunkIsEncodedSo) {
+  const std::string page = BytesOfHexLines(Block("hex planes-chunk"));
+  std::vector<std::byte> stored;
+  ASSERT_TRUE(FindCodec(CodecId::kPlanes)->encode(PlanesExample(), DType::kBF16, &stored));
+  EXPECT_EQ(AsText(stored).substr(0, 8), page.substr(0, 8));
+  EXPECT_EQ(AsText(stored).substr(11, 1 + 64), page.substr(11, 1 + 64));
+}
+
 TEST(Golden, Checksums) {
   EXPECT_THAT(Page(), HasSubstr(absl::StrFormat("`%08x`", Crc32c(AsBytes("123456789")))));
   EXPECT_THAT(Page(), HasSubstr("`" + HashOf(AsBytes("abc")).ToHex() + "`"));

@@ -1,5 +1,6 @@
 // Whole saves and restores through libesker and a real eskerd.
 #include <algorithm>
+#include <array>
 #include <random>
 
 #include "absl/strings/str_cat.h"
@@ -75,7 +76,8 @@ TEST_P(SaveRestore, RandomBoxesOfOneTopologyServeRandomBoxesOfAnother) {
     const uint32_t savers = 1 + random() % 6, readers = 1 + random() % 6;
     const std::string run = absl::StrCat("round-", round);
     CheckpointerOptions options = Options(run);
-    options.compression = random() % 2 == 0 ? Compression::kZstd : Compression::kNone;
+    options.compression =
+        std::array{Compression::kNone, Compression::kZstd, Compression::kPlanes}[random() % 3];
     options.chunk_bytes = 4096 << random() % 11;
     ASSERT_OK_AND_ASSIGN(auto job, Job::Open(options, savers));
     ASSERT_OK(job->Save(1, ScatteredState(tensors, savers, seed, random)));

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -117,8 +117,9 @@ def test_lists_checkpoints(server: Server, run: str) -> None:
         info.step = 3  # type: ignore[misc]
 
 
-def test_compression_gives_back_the_same(server: Server, run: str) -> None:
-    checkpointer = Checkpointer(server.address, run, 0, 1, compression="zstd", chunk_bytes=64 << 10)
+@pytest.mark.parametrize("compression", ["zstd", "planes"])
+def test_compression_gives_back_the_same(server: Server, run: str, compression: Literal["zstd", "planes"]) -> None:
+    checkpointer = Checkpointer(server.address, run, 0, 1, compression=compression, chunk_bytes=64 << 10)
     zeros = np.zeros(MIB, np.float32)
     save(checkpointer, 1, a=zeros).wait()
     assert checkpointer.list()[0].stored_bytes < MIB

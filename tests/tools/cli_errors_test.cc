@@ -9,7 +9,9 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "tests/testing/seed.h"
@@ -105,6 +107,7 @@ TEST(CliUsage, MistakesAreExitCode2) {
   ExpectFails(nobody, {"bench", "save", "--size", "much"}, 2, "much");
   ExpectFails(nobody, {"bench", "save", "--size", "4kB"}, 2, "--size");
   ExpectFails(nobody, {"bench", "save", "--ranks", "0"}, 2, "--ranks");
+  ExpectFails(nobody, {"bench", "codec", "--size", "5MB"}, 2, "--size");
 }
 
 TEST(CliUsage, BadNamesAreRefusedBeforeTheServerIsAsked) {
@@ -294,6 +297,42 @@ TEST(CliBench, ReportsWhatItMeasuredAndLeavesNothing) {
     EXPECT_GT(json["server_peak_rss_bytes"], 1'000'000);
     EXPECT_EQ(ListDirectory(directory.path()), std::vector<std::string>{});
   }
+}
+
+TEST(CliBench, CodecMeasuresEachCodecOnEachTensorSet) {
+  const Outcome outcome =
+      RunEsker("127.0.0.1:1", {"bench", "codec", "--size", "4MiB", "--passes", "1", "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  std::map<std::string, double> planes_ratio;
+  for (const auto& row : outcome.Json()) {
+    SCOPED_TRACE(row.dump());
+    EXPECT_GT(row["size_ratio"], 0);
+    EXPECT_LE(row["size_ratio"], 1);
+    EXPECT_GT(row["decode_gbps_per_core"], 0);
+    EXPECT_EQ(row["encode_gbps_per_core"].is_null(), row["codec"] == "raw");
+    if (row["codec"] == "raw") EXPECT_EQ(row["size_ratio"], 1);
+    if (row["codec"] == "planes") {
+      planes_ratio[std::string(row["tensor_set"]) + " " + std::string(row["dtype"])] = row["size_ratio"];
+    }
+  }
+  EXPECT_LT(planes_ratio["gaussian weights BF16"], 0.68);
+  EXPECT_LT(planes_ratio["gaussian weights F32"], 0.85);
+  EXPECT_LT(planes_ratio["zeros F32"], 0.001);
+  EXPECT_EQ(planes_ratio["random bytes BF16"], 1);
+}
+
+TEST(CliBench, CodecMeasuresTheTensorsOfAFile) {
+  const TempDir directory;
+  const std::string path = directory / "model.safetensors";
+  WriteSafetensors(path, {{"a", RandomTensor(ElementType::kF32, {1000}, 1)},
+                          {"b", RandomTensor(ElementType::kI8, {7}, 2)}});
+  const Outcome outcome =
+      RunEsker("127.0.0.1:1", {"bench", "codec", "--file", path, "--passes", "1", "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  std::set<std::string> dtypes;
+  for (const auto& row : outcome.Json()) dtypes.insert(row["dtype"]);
+  EXPECT_EQ(dtypes, (std::set<std::string>{"BF16", "F32", "I8"}));
+  EXPECT_EQ(RunEsker("127.0.0.1:1", {"bench", "codec", "--file", directory / "none"}).exit_code, 3);
 }
 
 TEST(CliBench, OnARunningServerItRemovesWhatItSaved) {

@@ -21,7 +21,11 @@ enum class InFlightPolicy {
   kFail,  // likewise, with kFailedPrecondition
 };
 
-enum class Compression { kNone, kZstd };
+enum class Compression {
+  kNone,
+  kZstd,
+  kPlanes,  // for floats: by byte planes, of which the exponents are compressed
+};
 
 struct CheckpointerOptions {
   std::string server;  // "host:port"

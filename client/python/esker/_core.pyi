@@ -138,7 +138,7 @@ class Checkpointer:
         *,
         incarnation: str = "",
         in_flight: Literal["wait", "skip", "fail"] = "wait",
-        compression: Literal["none", "zstd"] = "none",
+        compression: Literal["none", "zstd", "planes"] = "none",
         threads: int = 0,
         pipeline_bytes: int = 64 << 20,
         staging_bytes: int = 0,

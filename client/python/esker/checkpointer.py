@@ -59,7 +59,7 @@ class Checkpointer:
         on_error: Literal["log", "raise"] = "log",
         in_flight: Literal["wait", "skip", "fail"] = "wait",
         incarnation: str = "",
-        compression: Literal["none", "zstd"] = "none",
+        compression: Literal["none", "zstd", "planes"] = "none",
         threads: int = 0,
         staging_bytes: int = 0,
         connect_timeout: float = 20.0,
@@ -80,7 +80,7 @@ class Checkpointer:
         incarnation: equal on all ranks of one start of the job, new at the next. By default ESKER_INCARNATION of the environment;
             else, where torch.distributed is initialized with as many ranks, they agree on one by a broadcast; else the
             launcher's (torchrun with an id, Slurm).
-        compression: "none" or "zstd".
+        compression: "none"; "planes", for floats (a third of bf16, a sixth of fp32 is saved); "zstd", for what repeats itself.
         threads: worker threads; 0: as many as cores, at most 8.
         staging_bytes: memory for the snapshot, to be touched ahead of the first save. 0: the first save allocates.
         connect_timeout, save_timeout: seconds to reach the server; seconds from save to commit.

@@ -118,8 +118,9 @@ std::unique_ptr<BoundCheckpointer> Open(const std::string& server, const std::st
   options.in_flight = Choose<InFlightPolicy>(
       "in_flight", in_flight,
       {{"wait", InFlightPolicy::kWait}, {"skip", InFlightPolicy::kSkip}, {"fail", InFlightPolicy::kFail}});
-  options.compression = Choose<Compression>("compression", compression,
-                                            {{"none", Compression::kNone}, {"zstd", Compression::kZstd}});
+  options.compression = Choose<Compression>(
+      "compression", compression,
+      {{"none", Compression::kNone}, {"zstd", Compression::kZstd}, {"planes", Compression::kPlanes}});
   options.threads = threads;
   options.pipeline_bytes = pipeline_bytes;
   options.staging_bytes = staging_bytes;

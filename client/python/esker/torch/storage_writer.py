@@ -45,7 +45,7 @@ class StorageWriter(storage.StorageWriter):
         run: str | None = None,
         incarnation: str = "",
         world_size: int | None = None,
-        compression: Literal["none", "zstd"] = "none",
+        compression: Literal["none", "zstd", "planes"] = "none",
         threads: int = 0,
         connect_timeout: float = 20.0,
         save_timeout: float = 600.0,
