@@ -170,7 +170,9 @@ absl::Status SaveThroughPython(const Cli& cli, const SaveOptions& options) {
                                         cli.server,
                                         "--timeout-ms",
                                         std::to_string(cli.timeout_ms)};
-  if (options.compression == Compression::kZstd) arguments.insert(arguments.end(), {"--compress", "zstd"});
+  if (options.compression != Compression::kNone) {
+    arguments.insert(arguments.end(), {"--compress", CompressionName(options.compression)});
+  }
   if (!options.incarnation.empty()) {
     arguments.insert(arguments.end(), {"--incarnation", options.incarnation});
   }

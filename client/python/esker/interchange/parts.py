@@ -8,7 +8,7 @@ import dataclasses
 import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from esker import _core, dtypes, memory
 from esker.sharding import Box
@@ -28,7 +28,7 @@ class Destination:
     run: str
     step: int
     incarnation: str
-    compression: str
+    compression: Literal["none", "zstd", "planes"]
     connect_timeout: float
     force: bool
 
@@ -138,7 +138,7 @@ def _open(destination: Destination, rank: int, ranks: int, incarnation: str) -> 
         rank,
         ranks,
         incarnation=incarnation,
-        compression="zstd" if destination.compression == "zstd" else "none",
+        compression=destination.compression,
         keep_staging=False,
         connect_timeout=destination.connect_timeout,
         save_timeout=_SAVE_TIMEOUT,
