@@ -262,6 +262,15 @@ def test_an_output_is_whole_or_absent(server: Server, run: str, tmp_path: pathli
     assert os.listdir(out.parent) == ["model.pt"]
 
 
+def test_what_was_pickled_is_not_unpickled(server: Server, run: str, tmp_path: pathlib.Path) -> None:
+    with esker.Checkpointer(server.address, run, 0, 1) as checkpointer:
+        checkpointer.save(1, {"evil": [RunsCode(tmp_path / "ran")]}, allow_pickle=True).wait()
+    for name, format in {"out.pt": "torch", "out": "dcp"}.items():
+        with pytest.raises(EskerError, match="evil.0: saved with allow_pickle"):
+            interchange.restore(server.address, run, 1, tmp_path / name, format=format)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the command
 
 

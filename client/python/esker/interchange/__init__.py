@@ -44,8 +44,8 @@ def save(
     incarnation: of this start of the job; by default a new one, which fences off whoever writes to the run.
     connect_timeout: seconds to reach the server.
 
-    Memory: for torch.save and DCP about 1 GiB beside the mapped file, or the largest stored chunk if it is larger; beyond 256 GiB a
-    256th of the checkpoint.
+    Memory: a part of the checkpoint, and for DCP two copies of it. A part is 1 GiB, or the largest chunk of DCP's if that is larger;
+    beyond 256 GiB a 256th of the checkpoint. For safetensors a copy of all.
 
     Raises EskerError: INVALID_ARGUMENT (not such a file; needs code to be loaded, says which), DATA_LOSS (truncated, damaged),
     NOT_FOUND, ALREADY_EXISTS, and as Checkpointer does; OSError.

@@ -12,13 +12,14 @@ import torch
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from esker import _core, errors, loading, tensors, tree
+from esker import _core, loading, tensors, tree
 from esker.stored_tree import StoredTree
 from esker.torch.metadata import ITEM, read_metadata
 
 _Path = tuple[str | int, ...]
 # Where `esker save` keeps a safetensors file's own metadata (tools/metadata_item.h).
 _SAFETENSORS_METADATA = "safetensors.__metadata__"
+_MOST_SHOWN = 10
 
 
 @dataclasses.dataclass
@@ -57,14 +58,27 @@ def skeleton(checkpoint: _core.Checkpoint, from_rank: int | None, *, tuples_of_t
     where = f"run {info.run}, step {info.step}"
     try:
         root = StoredTree(checkpoint, where, tensors.Job(0, 1), from_rank).root
+        _check(root, where)
         _simplify(root, tuples_of_tensors)
         plan = loading.Plan(checkpoint.read_item, None, allow_pickle=False)
         state = plan.build(root, ())
-        if plan.ambiguous:
-            raise errors.StateMismatchError(where, ambiguous=plan.ambiguous)
     except (ValueError, TypeError) as error:
         raise _core.EskerError(f"{error}", "INVALID_ARGUMENT") from error
     return state, plan.reads
+
+
+def _check(root: tree.Node, where: str) -> None:
+    leaves = list(tree.leaves(root))
+    if own := [tree.shown(path) for path, leaf in leaves if isinstance(leaf, tree.Ambiguous)]:
+        raise ValueError(
+            f"{where}: each rank stored its own {', '.join(own[:_MOST_SHOWN])}{' ...' * (len(own) > _MOST_SHOWN)}:"
+            " say whose to take with from_rank (--from-rank)"
+        )
+    if pickles := [tree.shown(path) for path, leaf in leaves if isinstance(leaf, tree.BytesLeaf) and leaf.kind == "pickle"]:
+        raise ValueError(
+            f"{where}: {', '.join(pickles[:_MOST_SHOWN])}: saved with allow_pickle=True, and not unpickled here: load it with"
+            " Checkpointer.load(allow_pickle=True) where you trust it, and save it as tensors and plain values"
+        )
 
 
 def _simplify(node: tree.Node, tuples_of_tensors: bool) -> bool:

@@ -1,5 +1,6 @@
 """Checkpoints of Esker, as directories of torch.distributed.checkpoint: torch's own writer writes them, box by box."""
 
+import collections
 import io
 import os
 import pathlib
@@ -24,6 +25,8 @@ from esker.interchange import contents, output, parts
 from esker.interchange.results import Restored
 from esker.sharding import Box
 
+_READ_AHEAD_BYTES = 64 << 20
+
 
 def restore(checkpoint: _core.Checkpoint, path: str | os.PathLike[str], from_rank: int | None) -> Restored:
     """As interchange.restore. One file for each rank that saved the checkpoint, and .metadata."""
@@ -43,7 +46,7 @@ class _Writer(FileSystemWriter):
     """Knows where the directory will be in the end."""
 
     def __init__(self, staging: pathlib.Path, target: str) -> None:
-        super().__init__(staging)
+        super().__init__(staging, per_thread_copy_ahead=0)  # asks for the data in the order of the plan, on any machine
         self._target = target
 
     def storage_meta(self) -> StorageMeta:
@@ -51,7 +54,8 @@ class _Writer(FileSystemWriter):
 
 
 class _Export(SavePlanner):
-    """What DCP's writer is to write, and where it gets it from: each box is read when its turn comes."""
+    """What DCP's writer is to write, and where it gets it from: each box is read when its turn comes, together with small ones that
+    come after it, so that a chunk that they share is read once."""
 
     def __init__(self, checkpoint: _core.Checkpoint, found: contents.Contents) -> None:
         self._checkpoint = checkpoint
@@ -72,6 +76,8 @@ class _Export(SavePlanner):
         self.items_left_out = found.items_left_out
         self.metadata = Metadata(state_dict_metadata=state, planner_data=found.paths)
         self.plans = [SavePlan(of_rank, planner_data=found.paths) for of_rank in items]
+        self._to_read = collections.deque(item for of_rank in items for item in of_rank if item.type is not WriteItemType.BYTE_IO)
+        self._read: dict[MetadataIndex, torch.Tensor] = {}
 
     def _stored_boxes(self) -> dict[str, dict[Box, int]]:
         """Of each stored tensor the boxes, and a rank that has them: replicas are written once."""
@@ -99,15 +105,30 @@ class _Export(SavePlanner):
         name = write_item.index.fqn
         if write_item.type is WriteItemType.BYTE_IO:
             return io.BytesIO(self._objects[name]())
-        assert write_item.tensor_data is not None
-        chunk = write_item.tensor_data.chunk
-        stored_name = self._stored_name[name]
+        if write_item.index not in self._read:
+            self._read_ahead()
+        return self._read.pop(write_item.index)
+
+    def _read_ahead(self) -> None:
+        boxes: list[_core.TensorBox] = []
+        total = 0
+        while self._to_read and total < _READ_AHEAD_BYTES:
+            item = self._to_read.popleft()
+            piece = self._piece(item)
+            self._read[item.index] = parts.empty(piece)
+            if piece.bytes:
+                address = self._read[item.index].data_ptr()
+                boxes.append((piece.name, piece.dtype, piece.shape, piece.box.offset, piece.box.extent, address))
+            total += piece.bytes
+        if boxes:
+            self._checkpoint.restore(boxes)
+
+    def _piece(self, item: WriteItem) -> parts.TensorPiece:
+        assert item.tensor_data is not None
+        chunk = item.tensor_data.chunk
+        stored_name = self._stored_name[item.index.fqn]
         dtype, shape = self._types[stored_name]
-        piece = parts.TensorPiece(stored_name, dtype, shape, Box(tuple(chunk.offsets), tuple(chunk.sizes)))
-        target: torch.Tensor = parts.empty(piece)
-        if piece.bytes:
-            self._checkpoint.restore([(piece.name, dtype, shape, piece.box.offset, piece.box.extent, target.data_ptr())])
-        return target
+        return parts.TensorPiece(stored_name, dtype, shape, Box(tuple(chunk.offsets), tuple(chunk.sizes)))
 
     # What a job's planner works out is known here from the start.
 
