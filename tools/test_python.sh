@@ -23,7 +23,7 @@ fi
 
 echo "test_python: building and installing the package (minutes the first time; output in $log)"
 start=$SECONDS
-if ! { $pip install pytest pytest-xdist mypy numpy ml_dtypes fsspec tqdm safetensors &&
+if ! { $pip install pytest pytest-xdist mypy numpy ml_dtypes fsspec tqdm safetensors huggingface_hub &&
        $pip install --force-reinstall --no-deps "./$package"; } >>"$log" 2>&1; then
   tail -40 "$log" >&2
   echo "test_python: the installation failed; the whole output is in $log" >&2
@@ -41,7 +41,7 @@ for program in esker eskerd; do
   [[ $said == "$program $version" ]] || { echo "test_python: expected $program $version to be installed, it says: $said" >&2; exit 1; }
 done
 if "$environment/bin/pip" --quiet show torch >/dev/null 2>&1; then
-  "$environment/bin/mypy" --config-file $package/pyproject.toml $package/esker $tests
+  "$environment/bin/mypy" --config-file $package/pyproject.toml $package/esker $package/examples $tests
 fi
 # Most tests wait for processes: two at a time. -P: the installed package, not the source tree. What was left out of the wheel is missed so.
 "$environment/bin/python" -P -m pytest --rootdir=. -n 2 -rs $tests "$@"

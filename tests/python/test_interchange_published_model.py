@@ -4,15 +4,13 @@ import os
 import pathlib
 
 import pytest
+import safetensors.torch
+import torch
+from native import Server
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors.torch")
-
-from native import Server  # noqa: E402
-from torch.distributed.checkpoint import FileSystemReader  # noqa: E402
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save  # noqa: E402
-
-from esker import interchange  # noqa: E402
+from esker import interchange
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -27,12 +25,12 @@ def model(tmp_path: pathlib.Path) -> pathlib.Path:
         return MODEL
     torch.manual_seed(6)
     weights = {f"encoder.layer.{i}.{name}.weight": torch.randn(384, 384) for i in range(6) for name in ("query", "key", "value")}
-    safetensors.save_file({**weights, "position_ids": torch.arange(512).reshape(1, 512)}, tmp_path / "random.safetensors")
+    safetensors.torch.save_file({**weights, "position_ids": torch.arange(512).reshape(1, 512)}, tmp_path / "random.safetensors")
     return tmp_path / "random.safetensors"
 
 
 def test_through_every_format(server: Server, run: str, tmp_path: pathlib.Path, model: pathlib.Path) -> None:
-    expected = safetensors.load_file(model)
+    expected = safetensors.torch.load_file(model)
     interchange.save(server.address, run, 1, model)
     interchange.restore(server.address, run, 1, tmp_path / "dcp", format="dcp")
     dcp_to_torch_save(tmp_path / "dcp", tmp_path / "by-torch.pt")
@@ -47,7 +45,7 @@ def test_through_every_format(server: Server, run: str, tmp_path: pathlib.Path, 
     for found in (
         torch.load(tmp_path / "by-torch.pt", weights_only=True),
         torch.load(tmp_path / "model.pt", weights_only=True),
-        safetensors.load_file(tmp_path / "last.safetensors"),
+        safetensors.torch.load_file(tmp_path / "last.safetensors"),
     ):
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():

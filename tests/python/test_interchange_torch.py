@@ -10,17 +10,15 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+from native import Server
+from states import TORCH_DTYPES, bits, difference, random_tensor
 
-torch = pytest.importorskip("torch")
-
-from native import Server  # noqa: E402
-from states import TORCH_DTYPES, bits, difference, random_tensor  # noqa: E402
-
-import esker  # noqa: E402
-from esker import EskerError, interchange  # noqa: E402
-from esker.interchange import __main__ as interchange_command  # noqa: E402
-from esker.interchange import parts  # noqa: E402
-from esker.sharding import Box  # noqa: E402
+import esker
+from esker import EskerError, interchange
+from esker.interchange import __main__ as interchange_command
+from esker.interchange import parts
+from esker.sharding import Box
 
 
 class RunsCode:
@@ -71,7 +69,7 @@ def test_all_dtypes_shapes_views_and_values(server: Server, run: str, tmp_path: 
     rng = random.Random(2)
     shapes = [(), (0,), (7,), (3, 5), (2, 0, 3), (4, 1, 3, 2)]
     base = torch.arange(60.0).reshape(5, 12)
-    state = {
+    state: dict[Any, Any] = {
         "tensors": [random_tensor(rng, dtype, shape) for dtype in TORCH_DTYPES for shape in shapes],
         "shared": [base, base[1:3], base[:, ::3], base.t(), base[2, 4]],
         "expanded": torch.ones(1).expand(1000),
