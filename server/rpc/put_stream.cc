@@ -199,13 +199,14 @@ void PutStream::PutChunk(uint64_t tag, const ChunkInfo& info, Buffer record) {
 }
 
 void PutStream::Acknowledge(uint64_t tag, const absl::Status& status) {
-  Send(ToByteBuffer(EncodeAck(tag, status)));
   bool read_on = false;
   {
+    // Before the client hears of it: it may use the tag again at once.
     MutexLock lock(&puts_mu_);
     tags_in_flight_.erase(tag);
     read_on = std::exchange(paused_, false);
   }
+  Send(ToByteBuffer(EncodeAck(tag, status)));
   if (read_on) ReadNext(Awaiting::kHead);
   EndWork();
 }

@@ -13,6 +13,7 @@ namespace {
 class SharedReadsTest : public StoreTest {
  protected:
   void SetUp() override {
+    options_.buffer_pool_bytes = 64 * kMiB;  // enough to keep all three chunks
     Open();
     ASSERT_OK(SavePart(store_.get(), MakePart(1), chunks_));
   }
