@@ -310,7 +310,9 @@ TEST(CliBench, CodecMeasuresEachCodecOnEachTensorSet) {
     EXPECT_LE(row["size_ratio"], 1);
     EXPECT_GT(row["decode_gbps_per_core"], 0);
     EXPECT_EQ(row["encode_gbps_per_core"].is_null(), row["codec"] == "raw");
-    if (row["codec"] == "raw") EXPECT_EQ(row["size_ratio"], 1);
+    if (row["codec"] == "raw") {
+      EXPECT_EQ(row["size_ratio"], 1);
+    }
     if (row["codec"] == "planes") {
       planes_ratio[std::string(row["tensor_set"]) + " " + std::string(row["dtype"])] = row["size_ratio"];
     }
