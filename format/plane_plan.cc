@@ -44,12 +44,20 @@ int FloatRotation(DType dtype, size_t width) {
   return width == 8 ? 4 : 1;
 }
 
+// Whether one of a sample of all elements has its highest bit set.
+bool AnyNegative(ByteView raw, size_t width) {
+  const size_t step = std::max<size_t>(raw.size() / width / kSampleElements, 1) * width;
+  for (size_t top = width - 1; top < raw.size(); top += step) {
+    if ((raw[top] & std::byte{0x80}) != std::byte{0}) return true;
+  }
+  return false;
+}
+
 // Runs of whole elements from all over a block, one after the other.
 class Sample {
  public:
   Sample(ByteView block, size_t width);
 
-  bool AnyNegative() const;
   // The planes of the sample's elements in `shape`, each of count() bytes.
   void Split(PlaneShape shape, std::array<std::byte*, kMaxPlanes>* planes);
   size_t count() const { return bytes_ / width_; }
@@ -73,13 +81,6 @@ Sample::Sample(ByteView block, size_t width) : width_(width) {
   for (size_t run = 0; run < kRuns; ++run, bytes_ += run_bytes) {
     std::memcpy(elements_.data() + bytes_, block.data() + run * spacing, run_bytes);
   }
-}
-
-bool Sample::AnyNegative() const {
-  for (size_t top = width_ - 1; top < bytes_; top += width_) {
-    if ((elements_[top] & std::byte{0x80}) != std::byte{0}) return true;
-  }
-  return false;
 }
 
 void Sample::Split(PlaneShape shape, std::array<std::byte*, kMaxPlanes>* planes) {
@@ -122,12 +123,12 @@ size_t PlaneWidth(DType dtype, uint64_t raw_bytes) {
 PlanePlan PlanPlanes(ByteView raw, DType dtype, size_t block_bytes) {
   PlanePlan plan;
   plan.shape.width = PlaneWidth(dtype, raw.size());
+  // Without signs there is nothing to rotate out, and the exponent's lowest bit is as good as noise.
+  if (AnyNegative(raw, plan.shape.width)) plan.shape.rotation = FloatRotation(dtype, plan.shape.width);
   double stored_bytes = 0;
   for (size_t at = 0; at < raw.size(); at += block_bytes) {
     const ByteView block = raw.subspan(at, std::min(block_bytes, raw.size() - at));
     Sample sample(block, plan.shape.width);
-    // Without signs there is nothing to rotate out, and the exponent's lowest bit is as good as noise.
-    if (at == 0 && sample.AnyNegative()) plan.shape.rotation = FloatRotation(dtype, plan.shape.width);
     std::array<std::byte*, kMaxPlanes> planes = {};
     sample.Split(plan.shape, &planes);
     auto& efforts = plan.blocks.emplace_back();
