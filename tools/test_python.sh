@@ -9,8 +9,8 @@ tests=tests/python
 environment=build/python
 log=build/python.log
 mkdir -p build
-# As in tools/build.sh: the wheel is made of what the release build has compiled.
-export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+# As in tools/build.sh, with the same compiler by the same name: the wheel is made of what the release build has compiled.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CXX=c++
 
 tools/setup.sh
 [[ -x $environment/bin/pip ]] || python3 -m venv "$environment"

@@ -57,6 +57,20 @@ TEST_F(PutStreamTest, ADamagedChunkIsAskedForAgainAndTheStreamGoesOn) {
   EXPECT_OK(Seal(save, part));
 }
 
+TEST_F(PutStreamTest, ATagIsFreeOnceItIsAcknowledged) {
+  const v1::SaveContext save = Begin(1);
+  const std::unique_ptr<RawClient> client = OpenPut(save);
+  for (int i = 0; i < 300; ++i) {
+    const std::string content = "chunk " + std::to_string(i);
+    client->WriteChunk(5, InfoOf(content), content);
+    const std::optional<Answer> ack = client->ReadAnswer();
+    ASSERT_TRUE(ack) << "chunk " << i;
+    ASSERT_OK(ack->status);
+  }
+  client->WritesDone();
+  EXPECT_OK(client->Finish());
+}
+
 TEST_F(PutStreamTest, ManyChunksInFlightAreAllAcknowledged) {
   const v1::SaveContext save = Begin(1);
   const TestPart part = MakePart(save, 60 << 20, 1);  // twice the buffer pool
