@@ -121,6 +121,7 @@ TEST_F(CliTest, SeveralFilesMakeOneCheckpointAndCompressionIsTransparent) {
     const auto checkpoint = OkJson({"show", name})["checkpoint"];
     EXPECT_LT(checkpoint["stored_bytes"], 10'000);
     EXPECT_GE(checkpoint["raw_bytes"], 100'400);
+    Ok({"verify", name});
     Ok({"restore", name, "--to", directory_ / codec});
     first.insert(second.begin(), second.end());
     FileMetadata metadata;
