@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a PyTorch training loop pays for a checkpoint: Esker beside torch.distributed.checkpoint (DCP), on one disk, in one run.
 
-    build/python/bin/python tools/bench/torch_saves.py [--size-mib 1024] [--rounds 5] [--dir DIR] [--json]
+    build/python/bin/python tools/bench/torch_saves.py [--size-mib 1024] [--tensor-mib 64] [--rounds 5] [--dir DIR] [--json]
 
 One process with a state of float32 tensors that change before every save. The contenders take turns, round by round; the first
 round, in which memory is touched and files are made, is not counted. Everything saved is durable when its time ends; what is
@@ -10,7 +10,7 @@ loaded comes from the disk (DCP's files are dropped from the page cache; Esker r
   stall      how long save() keeps the loop, against one Tensor.copy_ of the state into touched memory, and dcp.async_save
   dcp_save   dcp.save through esker.torch.StorageWriter, against DCP's FileSystemWriter, which syncs its files
   dcp_load   dcp.load through esker.torch.StorageReader, against DCP's FileSystemReader
-  memory     the process's peak in a save, beyond what it had with torch and the state
+  memory     the peak of a process that saves, interpreter and libraries included, beyond the state and one copy of it
 """
 
 import argparse
@@ -35,15 +35,14 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 import esker
 from esker.torch import StorageReader, StorageWriter
 
-_TENSOR_BYTES = 16 << 20
-
 State = dict[str, torch.Tensor]
 Contender = Callable[[int], float]
 """Runs once, for the round of that number; seconds."""
 
 
-def make_state(size: int) -> State:
-    return {f"layer.{i}": torch.randn(_TENSOR_BYTES // 4) for i in range(max(size // _TENSOR_BYTES, 1))}
+def make_state(size: int, tensor_size: int) -> State:
+    """float32 tensors of `tensor_size` bytes, of `size` bytes together."""
+    return {f"layer.{i}": torch.randn(tensor_size // 4) for i in range(max(size // tensor_size, 1))}
 
 
 def change(state: State) -> None:
@@ -79,10 +78,10 @@ def drop_from_page_cache(directory: pathlib.Path) -> None:
 class Bench:
     """One server, one scratch directory, one state."""
 
-    def __init__(self, directory: pathlib.Path, size: int, rounds: int) -> None:
+    def __init__(self, directory: pathlib.Path, state: State, rounds: int) -> None:
         self.scratch = directory
         self.server = esker.local_server(directory / "esker")
-        self.state = make_state(size)
+        self.state = state
         self.size = sum(tensor.numel() * tensor.element_size() for tensor in self.state.values())
         self.rounds = rounds
 
@@ -155,7 +154,8 @@ class Bench:
 
     def memory(self) -> dict[str, Any]:
         """In a process of its own, as this one has peaked before."""
-        command = [sys.executable, __file__, "--peak-of", self.server, "--size-mib", str(self.size >> 20)]
+        script = pathlib.Path(__file__).with_name("peak_of_a_save.py")
+        command = [sys.executable, "-P", str(script), self.server, str(self.size)]
         measured = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return dict(json.loads(measured.stdout))
 
@@ -170,22 +170,6 @@ class Bench:
         return result
 
 
-def peak_of_a_save(server: str, size: int) -> dict[str, Any]:
-    state = make_state(size)
-    with esker.Checkpointer(server, run="memory", rank=0, world_size=1) as ckpt:
-        before = _peak_rss()
-        for step in range(2):
-            change(state)
-            ckpt.save(step, state).wait()
-        peak = _peak_rss()
-    return {"state_bytes": size, "before_bytes": before, "peak_bytes": peak, "beyond_state_and_copy_bytes": peak - before - size}
-
-
-def _peak_rss() -> int:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
-
-
 def shown(results: dict[str, Any]) -> str:
     lines = []
     for name, figures in results.items():
@@ -198,21 +182,18 @@ def shown(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mib", type=int, default=1024, help="of the state")
+    parser.add_argument("--tensor-mib", type=int, default=64, help="of each tensor")
     parser.add_argument("--rounds", type=int, default=5, help="that count")
     parser.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("."), help="on the disk to measure; what is made there is removed")
     parser.add_argument("--only", action="append", choices=["stall", "dcp_save", "dcp_load", "memory"], help="may be repeated")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--peak-of", metavar="SERVER", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak_of:
-        print(json.dumps(peak_of_a_save(options.peak_of, options.size_mib << 20)))
-        return
     directory = pathlib.Path(tempfile.mkdtemp(prefix="esker-bench.", dir=options.dir))
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         cleanup.callback(dist.destroy_process_group)
-        bench = Bench(directory, options.size_mib << 20, options.rounds)
+        bench = Bench(directory, make_state(options.size_mib << 20, options.tensor_mib << 20), options.rounds)
         results = {name: getattr(bench, name)() for name in options.only or ["stall", "dcp_save", "dcp_load", "memory"]}
     print(json.dumps(results) if options.json else shown(results))
 
