@@ -41,7 +41,7 @@ for program in esker eskerd; do
   [[ $said == "$program $version" ]] || { echo "test_python: expected $program $version to be installed, it says: $said" >&2; exit 1; }
 done
 if "$environment/bin/pip" --quiet show torch >/dev/null 2>&1; then
-  "$environment/bin/mypy" --config-file $package/pyproject.toml $package/esker $package/examples $tests
+  "$environment/bin/mypy" --config-file $package/pyproject.toml $package/esker $package/examples $tests tools/bench
 fi
 # Most tests wait for processes: two at a time. -P: the installed package, not the source tree. What was left out of the wheel is missed so.
 "$environment/bin/python" -P -m pytest --rootdir=. -n 2 -rs $tests "$@"
