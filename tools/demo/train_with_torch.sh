@@ -19,8 +19,8 @@ torch_can_be_had() {
     printf 'The training job is the one in C++: torch could not be had from PyPI (%s says why)\n' "$log"
     return 1
   fi
-  # As in tools/build.sh: the wheel is made of what the release build has compiled.
-  CCACHE_BASEDIR=$repository CCACHE_NOHASHDIR=1 pip install --force-reinstall --no-deps "$repository/client/python" >>"$log" 2>&1 ||
+  # As in tools/test_python.sh: the wheel is made of what the release build has compiled.
+  CCACHE_BASEDIR=$repository CCACHE_NOHASHDIR=1 CXX=c++ pip install --force-reinstall --no-deps "$repository/client/python" >>"$log" 2>&1 ||
     fail "the package esker could not be installed: $log"
   printf 'Installed in %s s\n' $((SECONDS - started))
 }
