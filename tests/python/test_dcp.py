@@ -337,6 +337,25 @@ def _stumble() -> None:
     raise OSError("no data today")
 
 
+def _save_in_the_background_without_collectives(run: str) -> str:
+    state = {f"weights-{dist.get_rank()}": torch.ones(3)}
+
+    def save() -> Any:
+        saving: Any = dcp.async_save(state, storage_writer=StorageWriter(f"{run}/1"), use_collectives=False)
+        return saving.result()
+
+    with pytest.raises(Exception, match="open_run") as refused:
+        save()
+    StorageWriter(run).open_run()
+    save()
+    return str(refused.value)
+
+
+def test_a_background_save_without_collectives_asks_for_the_run_to_be_opened_first(run: str) -> None:
+    """Else it would have the ranks agree on a token in the middle of what training says to each other."""
+    assert all("on all ranks" in said for said in run_ranks(2, _save_in_the_background_without_collectives, run))
+
+
 def _save_while_one_fails(run: str, failing: int, fail: Any, use_collectives: bool) -> Any:
     """How long the failed save took, and what it raised; then, if the rank lives, the same step again."""
     state = {f"own-{dist.get_rank()}": torch.randn(1000), "common": torch.ones(10)}

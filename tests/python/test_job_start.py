@@ -1,7 +1,10 @@
 """What counts as a start of the job under torchrun: what joins the ranks, and no number that torchrun gives them."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +22,7 @@ _SAME_ID = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=sam
 
 
 def await_true(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
@@ -74,3 +77,24 @@ def test_what_a_rank_left_behind_at_an_exception_is_committed_by_the_others(tmp_
         with second:
             second.save(1, {"x": 1})
         assert [info.step for info in esker.Reader(server.address).list("run")] == [1]
+
+
+def test_forked_ranks_are_a_start_of_their_own() -> None:
+    """A supervisor that has imported esker forks the ranks of one start after the other."""
+    code = """
+import os
+from esker import job_start
+
+tokens = [job_start.token()]
+for _ in range(2):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, job_start.token().encode())
+        os._exit(0)
+    os.wait()
+    tokens.append(os.read(read, 1000).decode())
+assert len(set(tokens)) == 3, tokens
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+    environment.pop("ESKER_INCARNATION", None)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)

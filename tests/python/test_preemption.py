@@ -13,6 +13,7 @@ import pytest
 from native import Server, frozen, running_server
 
 import esker
+from esker import preemption as preemption_module
 
 STATE = {"x": np.ones(1000)}
 
@@ -161,3 +162,27 @@ def test_only_the_main_thread_takes_signals(ckpt: esker.Checkpointer) -> None:
     thread.start()
     thread.join()
     assert len(errors) == 1 and "main thread" in str(errors[0])
+
+
+class Reduction:
+    """A collective that completes just behind the time limit of a wait, well or not."""
+
+    def __init__(self, error: str | None) -> None:
+        self._error = error
+        self._waits = 0
+
+    def wait(self, *limit: Any) -> None:
+        self._waits += 1
+        if self._waits == 1:
+            raise RuntimeError("Wait timeout")
+        if self._error:
+            raise RuntimeError(self._error)
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def test_a_reduction_that_ends_with_its_time_limit_is_complete() -> None:
+    assert preemption_module._done_within(Reduction(None), 1.0)
+    with pytest.raises(RuntimeError, match="connection closed"):
+        preemption_module._done_within(Reduction("connection closed"), 1.0)

@@ -16,6 +16,7 @@ from ranks import Raised, end_of_ranks, run_ranks
 import esker
 
 DEADLINE = 3.0
+SLACK = 20.0  # of a busy machine; who does not hold to the deadline waits for ever
 
 
 def train(server: str, run: str, told: dict[int, int]) -> tuple[int, Any]:
@@ -79,7 +80,7 @@ def test_a_rank_that_dies_before_the_step_is_not_waited_for(server: Server, run:
     told, dead, other = end_of_ranks(3, stop_while_one_dies, server.address, run, False)
     assert dead is None
     took, log, saved = told
-    assert took < DEADLINE + 1 and saved is None
+    assert took < DEADLINE + SLACK and saved is None
     assert "step 1 is not saved: the ranks could not agree to stop here" in log
     assert isinstance(other, Raised) and "in reached" in other  # nobody told it: it sees a job whose rank is gone
 
@@ -88,7 +89,7 @@ def test_a_rank_that_dies_in_the_last_save_costs_no_more_than_the_deadline(serve
     first, dead, other = end_of_ranks(3, stop_while_one_dies, server.address, run, True)
     assert dead is None
     for took, log, saved in (first, other):
-        assert took < DEADLINE + 1 and saved is None
+        assert took < DEADLINE + SLACK and saved is None
         assert f"step 1 is not saved: the deadline of {DEADLINE:.0f} s is over" in log
 
 
@@ -112,5 +113,5 @@ def hang(server: str, run: str, release: str) -> tuple[float, str] | None:
 def test_a_rank_that_hangs_is_waited_for_until_the_deadline(server: Server, run: str, tmp_path: pathlib.Path) -> None:
     result, _ = run_ranks(2, hang, server.address, run, str(tmp_path / "release"))
     took, log = result
-    assert DEADLINE - 0.1 < took < DEADLINE + 1
+    assert DEADLINE - 0.1 < took < DEADLINE + SLACK
     assert "a rank has not come to this step before the deadline" in log

@@ -369,3 +369,13 @@ def test_very_many_small_tensors(server: Server, run: str) -> None:
     into = {name: torch.zeros(5) for name in state}
     through(server, run, {"model": state}, {"model": into})
     assert all(torch.equal(state[name], into[name]) for name in state)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules_are_modules(server: Server, run: str) -> None:
+    scripted = torch.jit.script(torch.nn.Linear(3, 2))
+    with esker.Checkpointer(server.address, run, 0, 1) as ckpt:
+        ckpt.save(1, {"model": scripted}).wait(60)
+        other = torch.jit.script(torch.nn.Linear(3, 2))
+        ckpt.load(into={"model": other})
+    assert difference(dict(scripted.state_dict()), dict(other.state_dict())) is None

@@ -375,7 +375,8 @@ class Checkpointer:
         self._raise_unraised()
 
     def _await_last(self, timeout: float, own_part_only: bool) -> bool:
-        """Whether the last save has ended in time. With own_part_only it need not: the commit needs no more of this process."""
+        """Whether the last save has ended in time. With own_part_only it need not: the commit needs no more of this process,
+        unless the server is started again before it."""
         last = self._last
         if last is None or last.done():
             if last is not None:

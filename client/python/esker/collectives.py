@@ -1,5 +1,6 @@
 """What ranks tell each other over torch.distributed, where the job has initialized it."""
 
+import os
 from typing import Any
 
 from esker.dtypes import torch_if_imported
@@ -25,6 +26,9 @@ def broadcast_text(text: str) -> str:
 
 
 def _device(torch: Any) -> Any:
-    """Where the default group's backend wants tensors to be."""
-    on_gpu = "nccl" in str(torch.distributed.get_backend())
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    """Where the default group's backend wants tensors to be: on the CPU if it can."""
+    group = torch.distributed.group.WORLD
+    if torch.device("cpu") in group._device_types:
+        return torch.device("cpu")
+    # One GPU a rank: the one that the group was given, or the one of this rank; the current one may still be everybody's first.
+    return group.bound_device_id or torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))

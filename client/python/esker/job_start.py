@@ -22,6 +22,15 @@ _token = _draw()
 _agreed_in: "weakref.ref[Any] | None" = None  # the process group whose ranks have this token
 
 
+def _after_fork_in_child() -> None:
+    """What is forked is a start of its own, unless it is told otherwise: its parent may fork the ranks of the next one, too."""
+    global _token, _agreed_in
+    _token, _agreed_in = _draw(), None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def named_by_user() -> bool:
     """Whether the environment names the token for all. The native client reads it there."""
     return bool(os.environ.get("ESKER_INCARNATION"))
@@ -44,6 +53,12 @@ def adopt(other: str) -> None:
         _token = other
 
 
+def is_agreed(world_size: int) -> bool:
+    """Whether agreed_token has no need to ask the other ranks."""
+    group = collectives.group_of(world_size)
+    return named_by_user() or group is None or (_agreed_in is not None and _agreed_in() is group)
+
+
 def agreed_token(world_size: int) -> str:
     """The token that all ranks have; "" if the native client has to find one.
 
@@ -53,7 +68,7 @@ def agreed_token(world_size: int) -> str:
     group = collectives.group_of(world_size)
     if named_by_user() or group is None:
         return ""
-    if _agreed_in is None or _agreed_in() is not group:
+    if not is_agreed(world_size):
         adopt(collectives.broadcast_text(_token if _agreed_in is None else _draw()))
         _agreed_in = weakref.ref(group)
     return _token

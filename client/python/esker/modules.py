@@ -35,8 +35,8 @@ def _bare(module: Any) -> Any:
     while True:
         if isinstance(module, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
             module = module.module
-        elif isinstance(compiled := module._modules.get(_COMPILED), torch.nn.Module):
-            module = compiled
+        elif _COMPILED in module._modules:  # TorchScript's has no get()
+            module = module._modules[_COMPILED]
         else:
             return module
 

@@ -22,6 +22,9 @@ Agree = Callable[[bool], bool]
 _Left = Callable[[], float | None]
 """Seconds until this rank has to stop; None if it was not told to."""
 
+_LONGEST_STEP = datetime.timedelta(days=7)
+"""How long a rank that was not told waits for the slowest one: the job's own collectives have the job's own limits."""
+
 _LOOK_SECONDS = 1.0
 """How often a rank that waits for the others lets the handler of a signal run."""
 
@@ -166,7 +169,7 @@ def _any_rank(world_size: int) -> Callable[[_Left], bool]:
     torch = torch_if_imported()
     distributed = torch.distributed
     # A group of its own: on the CPU, so that no step waits for a GPU, and apart from the job's collectives if it fails.
-    group = distributed.new_group(backend="gloo")
+    group = distributed.new_group(backend="gloo", timeout=_LONGEST_STEP)
 
     def agree(left: _Left) -> bool:
         flag = torch.tensor([left() is not None], dtype=torch.int32)
@@ -184,7 +187,7 @@ def _done_within(work: Any, seconds: float) -> bool:
     try:
         work.wait(datetime.timedelta(seconds=max(seconds, 0.001)))  # 0 would be no limit
     except RuntimeError:
-        if work.is_completed():
-            raise
-        return False
+        if not work.is_completed():
+            return False
+        work.wait()  # it failed, which this says again; or it was completed just behind the time limit
     return True

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import threading
 import uuid
 from typing import Any, Literal
 
@@ -185,6 +186,9 @@ class StorageWriter(storage.StorageWriter):
         if self._incarnation or world_size == 1:
             return _Job(world_size, self._incarnation or job_start.token())
         if world_size == group_size:
+            if not job_start.is_agreed(world_size) and threading.current_thread() is not threading.main_thread():
+                # A broadcast here would mix with the collectives of training, in another order on each rank.
+                raise RuntimeError("async_save without collectives: call StorageWriter.open_run() on all ranks before the first save")
             return _Job(world_size, job_start.agreed_token(world_size))
         if not job_start.named_by_launcher():
             raise ValueError(
