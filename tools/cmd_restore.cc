@@ -295,16 +295,16 @@ absl::Status RestoreThroughPython(const Cli& cli, const RestoreOptions& options,
   if (!options.only.empty() || options.per_rank || !options.max_shard_size.empty()) {
     return absl::InvalidArgumentError("--only, --per-rank and --max-shard-size are for safetensors");
   }
-  std::vector<std::string> arguments = {"restore",      options.name,
-                                        "--to",         options.to,
-                                        "--format",     format == Format::kDcp ? "dcp" : "torch",
-                                        "--server",     cli.server,
-                                        "--timeout-ms", std::to_string(cli.timeout_ms)};
-  if (options.from_rank != kAnyRank) {
-    arguments.insert(arguments.end(), {"--from-rank", std::to_string(options.from_rank)});
-  }
+  // Values may begin with a dash.
+  std::vector<std::string> arguments = {"restore", "--to=" + options.to,
+                                        format == Format::kDcp ? "--format=dcp" : "--format=torch",
+                                        "--server=" + cli.server,
+                                        absl::StrCat("--timeout-ms=", cli.timeout_ms)};
+  if (options.from_rank != kAnyRank)
+    arguments.push_back(absl::StrCat("--from-rank=", options.from_rank));
   if (options.force) arguments.push_back("--force");
   if (cli.json) arguments.push_back("--json");
+  arguments.insert(arguments.end(), {"--", options.name});
   return BecomeInterchange(arguments);
 }
 

@@ -163,21 +163,14 @@ absl::Status SaveThroughPython(const Cli& cli, const SaveOptions& options) {
     return absl::InvalidArgumentError("--ranks is for safetensors: " + options.paths[0] +
                                       " is cut into parts of about 1 GiB by itself");
   }
-  std::vector<std::string> arguments = {"save",
-                                        options.name,
-                                        options.paths[0],
-                                        "--server",
-                                        cli.server,
-                                        "--timeout-ms",
-                                        std::to_string(cli.timeout_ms)};
-  if (options.compression != Compression::kNone) {
-    arguments.insert(arguments.end(), {"--compress", CompressionName(options.compression)});
-  }
-  if (!options.incarnation.empty()) {
-    arguments.insert(arguments.end(), {"--incarnation", options.incarnation});
-  }
+  // Values may begin with a dash.
+  std::vector<std::string> arguments = {"save", "--server=" + cli.server,
+                                        absl::StrCat("--timeout-ms=", cli.timeout_ms),
+                                        "--compress=" + CompressionName(options.compression)};
+  if (!options.incarnation.empty()) arguments.push_back("--incarnation=" + options.incarnation);
   if (options.force) arguments.push_back("--force");
   if (cli.json) arguments.push_back("--json");
+  arguments.insert(arguments.end(), {"--", options.name, options.paths[0]});
   return BecomeInterchange(arguments);
 }
 

@@ -7,6 +7,7 @@
 #include "format/base/text.h"
 #include "format/names.h"
 #include "nlohmann/json.hpp"
+#include "tools/safetensors.h"
 
 namespace esker {
 namespace {
@@ -48,6 +49,10 @@ class IndexParser {
 }  // namespace
 
 absl::StatusOr<WeightMap> ParseShardIndex(std::string_view json, const std::string& path) {
+  if (json.size() > kMaxSafetensorsHeaderBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": an index of ", json.size(), " bytes (at most ",
+                                                   kMaxSafetensorsHeaderBytes, ")"));
+  }
   IndexParser parser;
   const nlohmann::json index = parser.Parse(json);
   if (index.is_discarded()) return absl::InvalidArgumentError(path + ": it is not JSON");
@@ -62,7 +67,10 @@ absl::StatusOr<WeightMap> ParseShardIndex(std::string_view json, const std::stri
   WeightMap weight_map;
   for (const auto& [tensor, file] : index[kWeightMap].items()) {
     if (!file.is_string() || !IsPlainFileName(file.get_ref<const std::string&>())) {
-      const std::string found = file.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+      // Not the content of a container, which may be nested without end.
+      const std::string found = file.is_structured()
+                                    ? std::string(file.type_name())
+                                    : file.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": tensor \"", Printable(tensor),
                        "\": expected the name of a file beside the index, found ", Printable(found, 80)));

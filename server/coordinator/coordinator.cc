@@ -190,6 +190,10 @@ absl::Status Coordinator::Impl::CheckSealedHere(const v1::ReportPartRequest& req
                                              " raw bytes, the sealed part has ", sealed->entry.raw_bytes(),
                                              ", or another layout; report the entry that sealing returned"));
   }
+  if (part.unchanged_bytes() > part.raw_bytes()) {
+    return absl::InvalidArgumentError(StrCat(name, ": it reports ", part.unchanged_bytes(),
+                                             " unchanged bytes of a part of ", part.raw_bytes()));
+  }
   return absl::OkStatus();
 }
 

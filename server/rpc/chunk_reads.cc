@@ -25,7 +25,7 @@ HeldChunk::HeldChunk(ReadBudget* budget, std::shared_ptr<const ChunkRead> chunk)
 }
 
 HeldChunk::~HeldChunk() {
-  // The memory first: whoever sees that the budget is whole may close the pool.
+  // The memory first: whoever sees that the budget is whole may close the store, and with it the pool.
   chunk_ = nullptr;
   budget_->GiveBack(budget_bytes_);
 }

@@ -1,4 +1,5 @@
-// Reads chunks for clients without ever holding more of the buffer pool than reads may.
+// Reads chunks for clients without ever holding more of the buffer pool than reads may. (What the store keeps
+// for other readers comes on top.)
 #pragma once
 
 #include <cstdint>

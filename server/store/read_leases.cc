@@ -56,6 +56,11 @@ uint64_t ReadLeases::count() const {
   return leases_.size();
 }
 
+bool ReadLeases::HasSeveral() const {
+  MutexLock lock(&mu_);
+  return leases_.size() > 1;
+}
+
 void ReadLeases::DropExpired() const {
   const int64_t now_ms = clock_->MonotonicMillis();
   std::erase_if(leases_, [&](const auto& lease) { return lease.second.expires_ms <= now_ms; });

@@ -24,6 +24,8 @@ class ReadLeases {
   bool HasReaders(const SaveRef& save) const;
   bool MayHaveUnknownReaders() const;
   uint64_t count() const;
+  // Whether there are several, counting expired ones that nobody has looked for yet. In constant time.
+  bool HasSeveral() const;
 
  private:
   struct Lease {

@@ -24,11 +24,11 @@ void SharedReads::Read(const Hash128& hash, ReadDone done) {
     }
   }
   if (kept != nullptr) return done(std::move(kept));
-  io_->Read(hash, [this, hash](const ChunkReadOr& chunk) { EndRead(hash, chunk); });
+  io_->Read(hash, [this, hash](ChunkReadOr chunk) { EndRead(hash, std::move(chunk)); });
 }
 
-void SharedReads::EndRead(const Hash128& hash, const ChunkReadOr& chunk) {
-  if (chunk.ok() && HasSeveralReaders()) Keep(*chunk);
+void SharedReads::EndRead(const Hash128& hash, ChunkReadOr chunk) {
+  if (chunk.ok() && readers_->HasSeveral()) Keep(*chunk);
   std::vector<ReadDone> waiters;
   {
     MutexLock lock(&mu_);
@@ -36,24 +36,24 @@ void SharedReads::EndRead(const Hash128& hash, const ChunkReadOr& chunk) {
     waiters = std::move(reads->second);
     under_way_.erase(reads);
   }
-  for (const ReadDone& done : waiters) done(chunk);
+  // The last one gets this thread's own reference: when it lets go, the memory is free.
+  for (size_t i = 0; i + 1 < waiters.size(); ++i) waiters[i](chunk);
+  waiters.back()(std::move(chunk));
 }
 
 void SharedReads::Keep(std::shared_ptr<const ChunkRead> chunk) {
+  if (kept_chunks_ == 0) return;
   std::shared_ptr<const ChunkRead> oldest;  // its memory goes back without the lock
-  {
-    MutexLock lock(&mu_);
-    kept_.push_back(std::move(chunk));
-    if (kept_.size() > kept_chunks_) {
-      oldest = std::move(kept_.front());
-      kept_.pop_front();
-    }
+  MutexLock lock(&mu_);
+  if (kept_.size() == kept_chunks_) {
+    oldest = std::move(kept_.front());
+    kept_.pop_front();
   }
-  ReaderGone();  // perhaps meanwhile
+  kept_.push_back(std::move(chunk));
 }
 
-void SharedReads::ReaderGone() {
-  if (HasSeveralReaders()) return;
+void SharedReads::DropUnlessWanted() {
+  if (readers_->count() > 1) return;
   std::deque<std::shared_ptr<const ChunkRead>> dropped;
   MutexLock lock(&mu_);
   dropped.swap(kept_);

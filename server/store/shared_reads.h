@@ -27,16 +27,15 @@ class SharedReads {
 
   // As Store::ReadChunk. A chunk that is kept is given at once, on this thread.
   void Read(const Hash128& hash, ReadDone done);
-  // A reader's lease was closed.
-  void ReaderGone();
+  // Gives the memory of kept chunks back unless there are several readers: to be called when one has gone, and
+  // when somebody else is about to need memory.
+  void DropUnlessWanted();
 
   // How many reads needed no read of the disk.
   uint64_t joined() const;
 
  private:
-  void EndRead(const Hash128& hash, const ChunkReadOr& chunk);
-  // Whether a chunk that one reader wants may be wanted by another.
-  bool HasSeveralReaders() const { return readers_->count() > 1; }
+  void EndRead(const Hash128& hash, ChunkReadOr chunk);
   void Keep(std::shared_ptr<const ChunkRead> chunk);
   std::shared_ptr<const ChunkRead> FindKept(const Hash128& hash) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 

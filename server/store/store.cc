@@ -162,6 +162,7 @@ void Store::Impl::RecordFailure(uint64_t segment_id, const std::optional<std::st
 }
 
 absl::Status Store::Impl::Reserve(const PartRef& part, uint64_t raw_bytes) {
+  shared_reads_.DropUnlessWanted();  // readers that died without closing their leases
   ESKER_ASSIGN_OR_RETURN(const DiskSpace space, disk_->Space());
   const uint64_t reusable = segments_.reusable_bytes();
   const uint64_t usable = space.available_bytes + reusable;
@@ -322,7 +323,7 @@ void Store::Impl::ReadChunk(const Hash128& hash, ReadMode mode, store::ReadDone 
 
 void Store::Impl::CloseRead(uint64_t lease_id) {
   leases_.Close(lease_id);
-  shared_reads_.ReaderGone();
+  shared_reads_.DropUnlessWanted();
 }
 
 absl::StatusOr<StoreStats> Store::Impl::Stats() {

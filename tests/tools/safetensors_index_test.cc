@@ -54,6 +54,11 @@ TEST(SafetensorsIndex, RefusesFilesThatAreNotBesideIt) {
   }
 }
 
+TEST(SafetensorsIndex, RefusesContainersWithoutDescendingIntoThem) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  ExpectIndexRefused(R"({"weight_map": {"bad": )" + deep + "}}", "found array");
+}
+
 TEST(SafetensorsIndex, ShardsAreFilledInOrder) {
   EXPECT_EQ(SplitIntoShards({4, 4, 4, 4}, 8), (Shards{{0, 1}, {2, 3}}));
   EXPECT_EQ(SplitIntoShards({4, 4, 4, 4}, 11), (Shards{{0, 1}, {2, 3}}));

@@ -65,7 +65,8 @@ struct CheckpointerOptions {
 
 // How far a save is.
 struct SaveProgress {
-  // kSealed: this rank's part is durable and reported; the commit needs no more of this process.
+  // kSealed: this rank's part is durable and reported; the commit needs no more of this process, unless the
+  // server is started again before it: then the rank reports once more.
   enum class Phase { kUploading, kSealed, kCommitted, kFailed };
   Phase phase = Phase::kUploading;
   uint64_t raw_bytes = 0;           // of this rank

@@ -207,6 +207,9 @@ TEST_F(Saving, APartThatIsNotSealedHereIsRefused) {
   report.mutable_part()->set_raw_bytes(1);
   EXPECT_STATUS(TryReport(report), absl::StatusCode::kInvalidArgument,
                 "report the entry that sealing returned");
+  report = Seal(save);
+  report.mutable_part()->set_unchanged_bytes(report.part().raw_bytes() + 1);
+  EXPECT_STATUS(TryReport(report), absl::StatusCode::kInvalidArgument, "unchanged bytes");
 }
 
 TEST_F(Saving, MalformedReportsAreRefused) {
