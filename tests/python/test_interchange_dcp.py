@@ -16,12 +16,12 @@ from ranks import run_ranks
 from states import TORCH_DTYPES, difference, random_tensor
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import esker
-from esker import EskerError, interchange
-from esker.interchange import parts
+from esker import EskerError, _core, interchange
+from esker.interchange import dcp_metadata, parts
 from esker.torch import StorageReader, StorageWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -184,6 +184,47 @@ def test_large_checkpoints_go_through_in_small_pieces(
         assert difference(state, {name: found[name] for name in state}) is None
 
 
+def save_boxes(server: Server, run: str, of_ranks: list[list[tuple[int, int]]]) -> torch.Tensor:
+    """Saves rows of a tensor of 8 rows, those of each rank, and returns the tensor."""
+    whole = torch.randn(8, 3)
+    ranks = [_core.Checkpointer(server.address, run, rank, len(of_ranks), incarnation="one") for rank in range(len(of_ranks))]
+    handles = [
+        checkpointer.save(1, [("w", "F32", (8, 3), (first, 0), (rows, 3), whole[first:].data_ptr()) for first, rows in of_rank], [])
+        for checkpointer, of_rank in zip(ranks, of_ranks)
+    ]
+    for handle in handles:
+        handle.wait()
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "chunks"),
+    [
+        ([[(0, 8)], [(0, 8)]], 1),  # replicas
+        ([[(0, 4), (4, 4)], [(0, 8)]], 1),  # one has all
+        ([[(0, 6)], [(0, 4), (4, 4)]], 2),  # equal offsets; the last two rows are of the second rank only
+        ([[(0, 5)], [(3, 5)]], 2),
+    ],
+)
+def test_boxes_that_overlap_become_chunks_that_do_not(
+    server: Server, run: str, tmp_path: pathlib.Path, of_ranks: list[list[tuple[int, int]]], chunks: int
+) -> None:
+    whole = save_boxes(server, run, of_ranks)
+    interchange.restore(server.address, run, 1, tmp_path / "out", format="dcp")
+    assert chunks_of(tmp_path / "out", "w") == chunks
+    assert difference({"w": whole}, load_all(dcp.FileSystemReader(tmp_path / "out"))) is None
+    dcp_metadata.read(tmp_path / "out")
+
+
+def test_a_checkpoint_with_a_hole_is_not_exported(server: Server, run: str, tmp_path: pathlib.Path) -> None:
+    save_boxes(server, run, [[(0, 4)], [(1, 4)]])
+    for path in ("out", "out.pt"):
+        with pytest.raises(EskerError) as caught:
+            interchange.restore(server.address, run, 1, tmp_path / path, format="dcp" if path == "out" else None)
+        assert caught.value.code == "DATA_LOSS" and "w" in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
 def test_tensors_of_a_directory_are_restored_as_safetensors(server: Server, run: str, tmp_path: pathlib.Path) -> None:
     state: dict[str, Any] = {"model": {"w": torch.randn(6, 5)}, "epoch": 3}
     interchange.save(server.address, run, 1, write_dcp(state, tmp_path / "in"))
@@ -254,7 +295,11 @@ def test_damaged_directories_are_errors(server: Server, run: str, tmp_path: path
         assert error.code in ([code] if code else ["DATA_LOSS", "INVALID_ARGUMENT"]) and ".metadata" in str(error)
 
 
-def test_metadata_that_lies_is_an_error(server: Server, run: str, tmp_path: pathlib.Path) -> None:
+def test_metadata_that_lies_is_an_error(
+    server: Server, run: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 4096)  # of a part the server itself refuses boxes that overlap
+
     def lie(number: int, change: Any) -> EskerError:
         directory = write_dcp({"w": torch.arange(3000.0)}, tmp_path / f"in-{number}")
         rewrite_metadata(directory, change)
@@ -269,6 +314,19 @@ def test_metadata_that_lies_is_an_error(server: Server, run: str, tmp_path: path
     assert lie(3, lambda m: m.state_dict_metadata["w"].chunks.clear()).code == "DATA_LOSS"
     assert lie(4, lambda m: m.storage_data.clear()).code == "INVALID_ARGUMENT"
     assert lie(5, lambda m: setattr(m, "storage_data", None)).code == "INVALID_ARGUMENT"
+
+    def place_chunks(metadata: Metadata, *chunks: tuple[int, int]) -> None:
+        info = first(metadata)
+        metadata.storage_data = {MetadataIndex("w", torch.Size([offset])): info for offset, _ in chunks}
+        tensor = metadata.state_dict_metadata["w"]
+        assert isinstance(tensor, TensorStorageMetadata)
+        tensor.chunks = [ChunkStorageMetadata(torch.Size([offset]), torch.Size([size])) for offset, size in chunks]
+
+    hole = lie(6, lambda m: place_chunks(m, (0, 1500), (10, 1500)))
+    assert hole.code == "DATA_LOSS" and "[0] of shape [1500] and the chunk at [10] of shape [1500] overlap" in str(hole)
+    for number, chunks in enumerate([[(0, 1500), (1510, 1500)], [(-10, 3000)], [(0, 3010), (3000, -10)]], 7):
+        beyond = lie(number, lambda m, chunks=chunks: place_chunks(m, *chunks))
+        assert beyond.code == "DATA_LOSS" and "is not within the tensor, of shape [3000]" in str(beyond)
 
 
 def test_a_directory_that_is_not_empty_is_never_replaced(server: Server, run: str, tmp_path: pathlib.Path) -> None:

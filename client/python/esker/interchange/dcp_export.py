@@ -2,6 +2,7 @@
 
 import collections
 import io
+import math
 import os
 import pathlib
 from typing import Any
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 
 from esker import _core, dtypes
-from esker.interchange import contents, output, parts
+from esker.interchange import boxes, contents, output, parts
 from esker.interchange.results import Restored
 from esker.sharding import Box
 
@@ -64,14 +65,14 @@ class _Export(SavePlanner):
         self._types = {tensor.name: (tensor.dtype, tensor.shape) for tensor in checkpoint.tensors()}
         state: dict[str, STORAGE_TYPES] = {}
         items: list[list[WriteItem]] = [[] for _ in range(checkpoint.info.world_size)]
-        boxes = self._stored_boxes()
+        stored = self._stored_boxes()
         self.bytes = 0
         for name in found.paths:
             if name in found.objects:
                 state[name] = BytesStorageMetadata()
                 items[0].append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
             else:
-                state[name] = self._plan_tensor(name, boxes.get(found.tensors[name], {}), items)
+                state[name] = self._plan_tensor(name, stored.get(found.tensors[name], {}), items)
         self.tensors = len(found.tensors)
         self.items_left_out = found.items_left_out
         self.metadata = Metadata(state_dict_metadata=state, planner_data=found.paths)
@@ -80,26 +81,40 @@ class _Export(SavePlanner):
         self._read: dict[MetadataIndex, torch.Tensor] = {}
 
     def _stored_boxes(self) -> dict[str, dict[Box, int]]:
-        """Of each stored tensor the boxes, and a rank that has them: replicas are written once."""
-        boxes: dict[str, dict[Box, int]] = {}
+        """Of each stored tensor the boxes, and a rank that has them."""
+        stored: dict[str, dict[Box, int]] = {}
         for rank in range(self._checkpoint.info.world_size):
-            for name, dtype, _, offset, extent, _ in self._checkpoint.stored_by(rank):
-                for box in parts.cut(Box(offset, extent), dtype):
-                    boxes.setdefault(name, {}).setdefault(box, rank)
-        return boxes
+            for name, _, _, offset, extent, _ in self._checkpoint.stored_by(rank):
+                stored.setdefault(name, {}).setdefault(Box(offset, extent), rank)
+        return stored
 
-    def _plan_tensor(self, name: str, boxes: dict[Box, int], items: list[list[WriteItem]]) -> TensorStorageMetadata:
+    def _plan_tensor(self, name: str, stored: dict[Box, int], items: list[list[WriteItem]]) -> TensorStorageMetadata:
         dtype, shape = self._types[self._stored_name[name]]
         properties = TensorProperties(dtype=dtypes.to_torch(dtype))
         size = torch.Size(shape)
         chunks = []
-        for number, (box, rank) in enumerate(sorted(boxes.items())):
+        for number, (box, rank) in enumerate(sorted(self._to_write(name, stored))):
             chunk = ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.extent))
             chunks.append(chunk)
             index = MetadataIndex(name, chunk.offsets, number)
             items[rank].append(WriteItem(index, WriteItemType.SHARD, tensor_data=TensorWriteData(chunk, properties, size)))
             self.bytes += parts.TensorPiece(name, dtype, shape, box).bytes
         return TensorStorageMetadata(properties, size, chunks)
+
+    def _to_write(self, name: str, stored: dict[Box, int]) -> list[tuple[Box, int]]:
+        """Boxes that make up the tensor, each element once, as DCP expects of its chunks; and a rank that has them.
+
+        Raises EskerError DATA_LOSS if elements are missing: dcp.load would leave whatever is in the target's memory there."""
+        dtype, shape = self._types[self._stored_name[name]]
+        found = [(piece, stored[box]) for part, box in boxes.disjoint(stored) for piece in parts.cut(part, dtype)]
+        elements = sum(boxes.elements(box) for box, _ in found)
+        if elements != math.prod(shape):
+            info = self._checkpoint.info
+            raise _core.EskerError(
+                f"run {info.run}, step {info.step}: {name}: {elements} of its {math.prod(shape)} elements are stored: a part is missing",
+                "DATA_LOSS",
+            )
+        return found or list(stored.items())[:1]
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         name = write_item.index.fqn
@@ -110,7 +125,7 @@ class _Export(SavePlanner):
         return self._read.pop(write_item.index)
 
     def _read_ahead(self) -> None:
-        boxes: list[_core.TensorBox] = []
+        wanted: list[_core.TensorBox] = []
         total = 0
         while self._to_read and total < _READ_AHEAD_BYTES:
             item = self._to_read.popleft()
@@ -118,10 +133,10 @@ class _Export(SavePlanner):
             self._read[item.index] = parts.empty(piece)
             if piece.bytes:
                 address = self._read[item.index].data_ptr()
-                boxes.append((piece.name, piece.dtype, piece.shape, piece.box.offset, piece.box.extent, address))
+                wanted.append((piece.name, piece.dtype, piece.shape, piece.box.offset, piece.box.extent, address))
             total += piece.bytes
-        if boxes:
-            self._checkpoint.restore(boxes)
+        if wanted:
+            self._checkpoint.restore(wanted)
 
     def _piece(self, item: WriteItem) -> parts.TensorPiece:
         assert item.tensor_data is not None

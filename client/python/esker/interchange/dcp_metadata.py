@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from esker._core import EskerError
+from esker.interchange import boxes
+from esker.sharding import Box
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _ALLOWED = {
@@ -68,16 +70,27 @@ def _check(path: pathlib.Path, directory: pathlib.Path, fqn: str, stored: Any, s
         return
     if not isinstance(stored, TensorStorageMetadata):
         raise EskerError(f"{path}: {fqn}: expected a tensor or an object, found a {type(stored).__qualname__}", "INVALID_ARGUMENT")
-    elements = 0
+    found = []
     for chunk in stored.chunks:
-        if not len(chunk.offsets) == len(chunk.sizes) == len(stored.size):
+        box = Box(tuple(chunk.offsets), tuple(chunk.sizes))
+        if not len(box.offset) == len(box.extent) == len(stored.size):
             raise EskerError(f"{path}: {fqn}: a chunk has other dimensions than its tensor", "INVALID_ARGUMENT")
+        if any(n < 0 or x < 0 or x + n > size for x, n, size in zip(box.offset, box.extent, stored.size)):
+            raise EskerError(f"{path}: {fqn}: {_shown(box)} is not within the tensor, of shape {list(stored.size)}", "DATA_LOSS")
         _check_place(path, directory, MetadataIndex(fqn, chunk.offsets), storage)
-        elements += math.prod(chunk.sizes)
+        found.append(box)
+    elements = sum(boxes.elements(box) for box in found)
     if elements != math.prod(stored.size):
         raise EskerError(
             f"{path}: {fqn}: its chunks have {elements} elements, and the tensor {math.prod(stored.size)}: a part is missing", "DATA_LOSS"
         )
+    # As many elements as the tensor, and none twice: so none is missing.
+    if pair := boxes.overlap(found):
+        raise EskerError(f"{path}: {fqn}: {_shown(pair[0])} and {_shown(pair[1])} overlap: a part is missing", "DATA_LOSS")
+
+
+def _shown(box: Box) -> str:
+    return f"the chunk at {list(box.offset)} of shape {list(box.extent)}"
 
 
 def _check_place(path: pathlib.Path, directory: pathlib.Path, index: MetadataIndex, storage: dict[Any, Any]) -> None:
