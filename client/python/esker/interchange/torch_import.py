@@ -1,5 +1,6 @@
 """Files of torch.save, into Esker: as the tree that esker.Checkpointer would have saved."""
 
+import errno
 import os
 import pickle
 import struct
@@ -14,6 +15,7 @@ from esker.interchange import parts
 from esker.sharding import Box
 
 _READ_BYTES = 1 << 20
+_ENCRYPTED = 0x1  # of a record's flags
 _WHAT_TO_DO = (
     "load it where you trust it, and save tensors and plain values only, such as its state_dict();"
     " or allow it in your own program with torch.serialization.add_safe_globals and save what it loads with esker.Checkpointer"
@@ -74,29 +76,38 @@ def load(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # torch raises whatever its parser ran into
         if isinstance(error, (EOFError, IndexError, struct.error)) or "unexpected EOF" in str(error):
             raise _core.EskerError(f"{path}: it ends too early: it is truncated", "DATA_LOSS") from error
-        raise _core.EskerError(f"{path}: torch.load can't read it: {str(error).splitlines()[0]}", "INVALID_ARGUMENT") from error
+        code = "DATA_LOSS" if "failed reading zip archive" in str(error) else "INVALID_ARGUMENT"
+        raise _core.EskerError(f"{path}: torch.load can't read it: {_first_line(error)}", code) from error
 
 
 def _check_archive(path: str) -> None:
-    """Compares every record with its CRC-32: torch.load does not."""
+    """Compares every record with its CRC-32, which torch.load does not, and refuses records that torch.save does not write."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            # torch.save can be told to write no checksums (torch.serialization.set_crc32_options); then none is right.
-            version = next((name for name in names if name.endswith("/version")), None)
-            if version is not None and not _is_intact(archive, version):
-                return
-            damaged = next((name for name in names if not _is_intact(archive, name)), None)
-    except (zipfile.BadZipFile, EOFError) as error:
+            records = archive.infolist()
+            packed = [record.filename for record in records if record.flag_bits & _ENCRYPTED or record.compress_type != zipfile.ZIP_STORED]
+            # torch.save can be told to write no checksums (torch.serialization.set_crc32_options): then all of them are 0.
+            checked = records if not packed and any(record.CRC for record in records) else []
+            damaged = next((record.filename for record in checked if not _is_intact(archive, record)), None)
+    except Exception as error:  # zipfile raises whatever its parser ran into, and EINVAL for a record at an impossible offset
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise _core.EskerError(f"{path}: it begins as an archive of torch.save, but is cut off or damaged: {error}", "DATA_LOSS") from error
+    if packed:
+        raise _core.EskerError(
+            f"{path}: the record {packed[0]} is compressed or encrypted, and torch.save does neither: it is damaged, or no file of torch.save",
+            "DATA_LOSS",
+        )
     if damaged is not None:
-        raise _core.EskerError(f"{path}: the record {damaged} is damaged: its checksum is wrong", "DATA_LOSS")
+        raise _core.EskerError(f"{path}: the record {damaged} is damaged: its checksum or its size is wrong", "DATA_LOSS")
 
 
-def _is_intact(archive: zipfile.ZipFile, name: str) -> bool:
+def _is_intact(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    if record.compress_size != record.file_size:
+        return False
     try:
-        with archive.open(name) as record:
-            while record.read(_READ_BYTES):
+        with archive.open(record) as content:
+            while content.read(_READ_BYTES):
                 pass
     except zipfile.BadZipFile:
         return False
@@ -111,8 +122,12 @@ def _needed(path: str, error: pickle.UnpicklingError) -> str:
         names = []
     if names:
         return f"to load it, code would have to be run: {', '.join(sorted(names))}"
-    first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), str(error).splitlines()[0])
+    first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), _first_line(error))
     return f"to load it, code would have to be run, or it is no file of torch.save: {first.strip()}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _elements(tensor: torch.Tensor, box: Box) -> torch.Tensor:
