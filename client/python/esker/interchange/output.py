@@ -13,6 +13,9 @@ from collections.abc import Iterator
 
 from esker._core import EskerError
 
+# What a file system without hard links says: exFAT, SMB, FUSE.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], force: bool) -> Iterator[pathlib.Path]:
@@ -32,7 +35,7 @@ def whole_file(path: str | os.PathLike[str], force: bool) -> Iterator[pathlib.Pa
         if force:
             os.replace(file, target)
         else:
-            _link(file, target)
+            _place(file, target)
         _sync(target.parent)
 
 
@@ -78,12 +81,27 @@ def _staging(target: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _link(file: pathlib.Path, target: pathlib.Path) -> None:
-    """Unlike a rename it does not replace."""
+def _place(file: pathlib.Path, target: pathlib.Path) -> None:
+    """Unlike a rename alone it does not replace what is there."""
     try:
-        os.link(file, target)
+        try:
+            os.link(file, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename_to_free_place(file, target)
     except FileExistsError:
         raise EskerError(f"{target}: another process was faster: it exists now", "ALREADY_EXISTS") from None
+
+
+def _rename_to_free_place(file: pathlib.Path, target: pathlib.Path) -> None:
+    """Takes the place with an empty file first, which others may see for a moment."""
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    try:
+        os.replace(file, target)
+    except BaseException:
+        target.unlink()
+        raise
 
 
 def _sync(path: str | os.PathLike[str]) -> None:
