@@ -1,14 +1,18 @@
 """Files of torch.save in and out of Esker: the same tree, bit for bit, and no code is run."""
 
 import argparse
+import errno
 import json
 import os
 import pathlib
 import random
 import subprocess
 import sys
+import time
+import zipfile
 from typing import Any
 
+import native
 import pytest
 import torch
 from native import Server
@@ -16,8 +20,9 @@ from states import TORCH_DTYPES, bits, difference, random_tensor
 
 import esker
 from esker import EskerError, interchange
+from esker._programs import program_path
 from esker.interchange import __main__ as interchange_command
-from esker.interchange import parts
+from esker.interchange import output, parts, torch_import
 from esker.sharding import Box
 
 
@@ -125,6 +130,24 @@ def test_a_save_that_fails_between_two_parts_leaves_nothing(
     assert parts.save(destination, pieces, [], read).world_size == 3
 
 
+def test_a_part_that_is_read_too_slowly_names_the_flag_of_the_server(
+    run: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = tmp_path / "eskerd"
+    impatient.write_text(f'#!/bin/sh\nexec {program_path("eskerd")} --save-timeout 300ms "$@"\n')
+    impatient.chmod(0o700)
+    monkeypatch.setattr(native, "program_path", lambda _: impatient)
+
+    def read(part: Any) -> list[bytes]:
+        if part[0].name == "item1":
+            time.sleep(2)
+        return [b"x"]
+
+    pieces = [parts.ItemPiece(f"item{i}", parts.PART_BYTES) for i in range(2)]
+    with native.running_server(tmp_path) as server, pytest.raises(EskerError, match="no rank sent anything for 300ms.*--save-timeout"):
+        parts.save(parts.Destination(server.address, run, 1, "", "none", 20.0, False), pieces, [], read)
+
+
 def test_memory_is_that_of_a_part_not_of_all(server: Server, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part_bytes, count = 40 << 20, 7  # malloc maps what is larger than 32 MiB, and gives it back at once
     monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
@@ -199,6 +222,65 @@ def test_a_file_without_checksums_is_taken(server: Server, run: str, tmp_path: p
     assert difference({"a": torch.arange(9)}, load(server, run)) is None
 
 
+def test_a_damaged_archive_is_data_loss_whatever_its_parser_raises(tmp_path: pathlib.Path) -> None:
+    expected = {"a": torch.arange(1000.0), "empty": torch.empty(0)}
+    torch.save(expected, tmp_path / "good.pt")
+    good = (tmp_path / "good.pt").read_bytes()
+    central = good.index(b"PK\x01\x02")  # the directory of the records, at the end
+
+    def loaded(content: bytes) -> Any:
+        (tmp_path / "bad.pt").write_bytes(content)
+        return torch_import.load(tmp_path / "bad.pt")
+
+    for at in [*range(4, 60), *range(central, len(good))]:
+        for byte in (good[at] ^ 1, good[at] ^ 0x80):
+            try:
+                found = loaded(good[:at] + bytes([byte]) + good[at + 1 :])
+            except EskerError as error:
+                assert error.code == "DATA_LOSS", (at, error)
+            else:  # of no meaning, such as a date
+                assert difference(expected, found) is None, at
+
+
+def test_records_that_torch_save_does_not_write_are_named(tmp_path: pathlib.Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "in.pt")
+    with zipfile.ZipFile(tmp_path / "in.pt") as archive, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for record in archive.infolist():
+            method = zipfile.ZIP_DEFLATED if record.filename.endswith("data/0") else zipfile.ZIP_STORED
+            packed.writestr(record.filename, archive.read(record), method)
+    content = bytearray((tmp_path / "in.pt").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "encrypted.pt").write_bytes(content)
+    for name, first in {"packed.pt": "in/data/0", "encrypted.pt": "in/data.pkl"}.items():
+        with pytest.raises(EskerError, match=f"{name}: the record {first} is compressed or encrypted") as caught:
+            torch_import.load(tmp_path / name)
+        assert caught.value.code == "DATA_LOSS"
+
+
+def test_a_damaged_version_does_not_hide_other_damage(tmp_path: pathlib.Path) -> None:
+    torch.save({"a": torch.arange(1000.0)}, tmp_path / "in.pt")
+    content = bytearray((tmp_path / "in.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "in.pt") as archive:
+        for name in ("in/version", "in/data/0"):
+            at = content.index(archive.read(name), archive.getinfo(name).header_offset + 30 + len(name))
+            content[at] ^= 1
+    (tmp_path / "in.pt").write_bytes(content)
+    with pytest.raises(EskerError, match="the record in/data/0 is damaged") as caught:
+        torch_import.load(tmp_path / "in.pt")
+    assert caught.value.code == "DATA_LOSS"
+
+
+def test_an_error_of_the_disk_is_not_taken_for_damage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": 1}, tmp_path / "in.pt")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        torch_import.load(tmp_path / "in.pt")
+
+
 def test_a_committed_step_is_replaced_only_by_force(server: Server, run: str, tmp_path: pathlib.Path) -> None:
     save({"a": 1}, server, run, tmp_path)
     with pytest.raises(EskerError) as caught:
@@ -260,6 +342,29 @@ def test_an_output_is_whole_or_absent(server: Server, run: str, tmp_path: pathli
     assert os.listdir(out.parent) == ["model.pt"]
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS])
+def test_a_file_system_without_links_takes_a_file_and_none_is_replaced(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    with output.whole_file(tmp_path / "out", force=False) as staging:
+        staging.write_bytes(b"content")
+    assert (tmp_path / "out").read_bytes() == b"content" and os.listdir(tmp_path) == ["out"]
+
+    with pytest.raises(EskerError, match="another process was faster") as caught, output.whole_file(tmp_path / "late", force=False) as staging:
+        staging.write_bytes(b"content")
+        (tmp_path / "late").write_bytes(b"of another")
+    assert caught.value.code == "ALREADY_EXISTS" and (tmp_path / "late").read_bytes() == b"of another"
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError), output.whole_file(tmp_path / "never", force=False) as staging:
+        staging.write_bytes(b"content")
+    assert sorted(os.listdir(tmp_path)) == ["late", "out"]
+
+
 def test_what_was_pickled_is_not_unpickled(server: Server, run: str, tmp_path: pathlib.Path) -> None:
     with esker.Checkpointer(server.address, run, 0, 1) as checkpointer:
         checkpointer.save(1, {"evil": [RunsCode(tmp_path / "ran")]}, allow_pickle=True).wait()
@@ -273,8 +378,6 @@ def test_what_was_pickled_is_not_unpickled(server: Server, run: str, tmp_path: p
 
 
 def esker_command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    from esker._programs import program_path
-
     environment = {**os.environ, "ESKER_SERVER": server.address, "ESKER_PYTHON": sys.executable}
     return subprocess.run([program_path("esker"), *arguments], env=environment, capture_output=True, text=True, timeout=120)
 

@@ -1,6 +1,7 @@
 """Saves a checkpoint of any size in little memory: as the parts of several ranks, one after the other.
 
-Each part is read, copied, and durable before the next one is read. The checkpoint appears with the last one, as always.
+Each part is read, copied, and durable before the next one is read. The checkpoint appears with the last one, as always. The server
+hears nothing while a part is read: it ends the save if that takes longer than its --save-timeout.
 """
 
 import ctypes
@@ -18,6 +19,9 @@ PART_BYTES = 1 << 30
 # Each part keeps a connection open until the commit.
 _MOST_PARTS = 256
 _SAVE_TIMEOUT = 7 * 24 * 3600.0  # seconds: the first part waits for the last one
+# What the server says of a save that it ended because nothing came (server/coordinator/save_watch.cc).
+_SENT_NOTHING = "no rank sent anything for"
+_WHAT_TO_DO = "A part is sent when all of it was read: if that takes longer, start eskerd with a longer --save-timeout"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +106,8 @@ def save(destination: Destination, pieces: Sequence[Piece], on_each: Sequence[tu
             handle.wait()
     except BaseException as error:
         _abort(saved, destination.step, error)
+        if isinstance(error, _core.EskerError) and _SENT_NOTHING in str(error):
+            raise _core.EskerError(f"{error}. {_WHAT_TO_DO}", error.code) from error
         raise
     return next(info for info in reader.list(destination.run) if info.step == destination.step)
 
