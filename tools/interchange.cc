@@ -87,8 +87,8 @@ absl::Status BecomeInterchange(const std::vector<std::string>& arguments) {
   if (!Succeeds({python, "-P", "-c", kHasPackages})) {
     return absl::UnimplementedError(StrCat(
         "this format needs PyTorch, and ", python,
-        " has not both Python packages, esker and torch: install them (pip install 'esker[torch]'), or let "
-        "ESKER_PYTHON name a Python 3.11 or later that has them"));
+        " has not both Python packages, esker and torch: install them (pip install './client/python[torch]' "
+        "in Esker's repository), or let ESKER_PYTHON name a Python 3.11 or later that has them"));
   }
   std::vector<std::string> command = {python, "-P", "-m", "esker.interchange"};
   command.insert(command.end(), arguments.begin(), arguments.end());
