@@ -35,8 +35,8 @@ bool EncodePlanes(ByteView raw, DType dtype, std::vector<std::byte>* to);
 absl::Status DecodePlanes(ByteView stored, DType dtype, MutableBytes raw);
 
 // Decodes `to.size()` of the chunk's `raw_bytes`, from `offset` on, reading only the blocks that they lie in.
-// The chunk's hash covers all of it: who takes a part must know otherwise that it is right. A restore does not,
-// and decodes whole chunks.
+// The chunk's hash covers all of it: who takes a part must know otherwise that it is right. A restore does
+// not, and decodes whole chunks.
 absl::Status DecodePlanesRange(ByteView stored, DType dtype, uint64_t raw_bytes, uint64_t offset,
                                MutableBytes to);
 

@@ -296,12 +296,10 @@ absl::Status RestoreThroughPython(const Cli& cli, const RestoreOptions& options,
     return absl::InvalidArgumentError("--only, --per-rank and --max-shard-size are for safetensors");
   }
   // Values may begin with a dash.
-  std::vector<std::string> arguments = {"restore", "--to=" + options.to,
-                                        format == Format::kDcp ? "--format=dcp" : "--format=torch",
-                                        "--server=" + cli.server,
-                                        absl::StrCat("--timeout-ms=", cli.timeout_ms)};
-  if (options.from_rank != kAnyRank)
-    arguments.push_back(absl::StrCat("--from-rank=", options.from_rank));
+  std::vector<std::string> arguments = {
+      "restore", "--to=" + options.to, format == Format::kDcp ? "--format=dcp" : "--format=torch",
+      "--server=" + cli.server, absl::StrCat("--timeout-ms=", cli.timeout_ms)};
+  if (options.from_rank != kAnyRank) arguments.push_back(absl::StrCat("--from-rank=", options.from_rank));
   if (options.force) arguments.push_back("--force");
   if (cli.json) arguments.push_back("--json");
   arguments.insert(arguments.end(), {"--", options.name});

@@ -27,8 +27,8 @@ class SharedReads {
 
   // As Store::ReadChunk. A chunk that is kept is given at once, on this thread.
   void Read(const Hash128& hash, ReadDone done);
-  // Gives the memory of kept chunks back unless there are several readers: to be called when one has gone, and
-  // when somebody else is about to need memory.
+  // Gives the memory of kept chunks back unless there are several readers: to be called when one has gone,
+  // and when somebody else is about to need memory.
   void DropUnlessWanted();
 
   // How many reads needed no read of the disk.

@@ -20,9 +20,12 @@ class SharedReadsTest : public StoreTest {
     ASSERT_OK(SavePart(store_.get(), MakePart(1), chunks_));
   }
 
-  std::string Read(const TestChunk& chunk) {
-    const ChunkReadOr read = ReadRecord(store_.get(), chunk.hash(), ReadMode::kShared);
+  // The content, or what went wrong.
+  static std::string Found(const ChunkReadOr& read) {
     return read.ok() ? std::string(AsText((*read)->stored())) : std::string(read.status().message());
+  }
+  std::string Read(const TestChunk& chunk) {
+    return Found(ReadRecord(store_.get(), chunk.hash(), ReadMode::kShared));
   }
   // What two readers get of which one comes while the other's read, which ends with `status`, is under way.
   std::vector<std::string> ReadTwiceAtOnce(const TestChunk& chunk, const absl::Status& status) {
@@ -38,9 +41,8 @@ class SharedReadsTest : public StoreTest {
     std::thread reader([&] { first = Read(chunk); });
     reading.get_future().wait();
     std::promise<std::string> second;
-    store_->ReadChunk(chunk.hash(), ReadMode::kShared, [&](const ChunkReadOr& read) {
-      second.set_value(std::string(read.ok() ? AsText((*read)->stored()) : read.status().message()));
-    });
+    store_->ReadChunk(chunk.hash(), ReadMode::kShared,
+                      [&](const ChunkReadOr& read) { second.set_value(Found(read)); });
     go_on.set_value();
     reader.join();
     const std::string found = second.get_future().get();
