@@ -9,22 +9,19 @@ size_t KeptChunksFor(uint64_t pool_bytes) { return pool_bytes / RecordBytes(kMax
 
 void SharedReads::Read(const Hash128& hash, ReadDone done) {
   std::shared_ptr<const ChunkRead> kept;
+  bool is_first = false;
   {
     MutexLock lock(&mu_);
     kept = FindKept(hash);
     if (kept == nullptr) {
-      const auto [reads, is_first] = under_way_.try_emplace(hash);
-      reads->second.push_back(std::move(done));
-      if (!is_first) {
-        ++joined_;
-        return;
-      }
-    } else {
-      ++joined_;
+      std::vector<ReadDone>& waiters = under_way_[hash];
+      is_first = waiters.empty();
+      waiters.push_back(done);
     }
+    if (!is_first) ++joined_;
   }
   if (kept != nullptr) return done(std::move(kept));
-  io_->Read(hash, [this, hash](ChunkReadOr chunk) { EndRead(hash, std::move(chunk)); });
+  if (is_first) io_->Read(hash, [this, hash](ChunkReadOr chunk) { EndRead(hash, std::move(chunk)); });
 }
 
 void SharedReads::EndRead(const Hash128& hash, ChunkReadOr chunk) {
