@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from esker._core import EskerError
 
 _log = logging.getLogger("esker")
 
+_HOST_AND_PORT = re.compile(r"[^/\\]+:\d+")
 _CHECK_SECONDS = 0.5
 _RESTART_TIMEOUT_SECONDS = 60.0
 _MOST_PAUSE_SECONDS = 30.0
@@ -44,6 +46,13 @@ def local_server(directory: str | os.PathLike[str], *, timeout: float = 60.0) ->
         else:
             server.bring_up(timeout)
         return server.address
+
+
+def address_of(server: str | os.PathLike[str]) -> str:
+    """The server's "host:port"; for a directory that of the local server on it. Raises EskerError as local_server."""
+    if isinstance(server, str) and _HOST_AND_PORT.fullmatch(server):
+        return server
+    return local_server(server)
 
 
 class LocalServer:

@@ -4,7 +4,6 @@ import atexit
 import ctypes
 import logging
 import os
-import re
 import threading
 import time
 import weakref
@@ -13,13 +12,13 @@ from typing import Any, Literal
 
 from esker import _core, dtypes, job_start, loading, memory, spread, tensors, tree, tree_json
 from esker import progress as bars
+from esker._server import address_of
 from esker.errors import StateMismatchError
 from esker.handle import RefusedSave, SaveHandle, Watcher
 from esker.stored_tree import StoredTree
 
 log = logging.getLogger("esker")
 
-_HOST_AND_PORT = re.compile(r"[^/\\]+:\d+")
 # A save's errors that the caller has to mend, in the state or the call; all others are the world's.
 _CALLERS_ERRORS = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE"}
 # Small tensors of each rank's own are compared when the world changes: an optimizer's step counts are the same on all.
@@ -113,7 +112,7 @@ class Checkpointer:
         self.last_error: _core.EskerError | None = None
         """Why the last save that ended failed; None if it was committed."""
         self._native: _core.Checkpointer | None = _core.Checkpointer(
-            _address(server),
+            address_of(server),
             run,
             rank,
             world_size,
@@ -403,15 +402,6 @@ class Checkpointer:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """close(). After an exception it waits for no other rank: one of them may be dead, and the launcher waits for this one."""
         self._close(self._exit_timeout, own_part_only=error is not None)
-
-
-def _address(server: str | os.PathLike[str]) -> str:
-    """The server's host:port; for a directory that of the local server on it."""
-    if isinstance(server, str) and _HOST_AND_PORT.fullmatch(server):
-        return server
-    from esker import local_server
-
-    return local_server(os.fspath(server))
 
 
 def _native_box(share: spread.Share, data: Any) -> _core.TensorBox:

@@ -11,16 +11,14 @@ Safetensors are read and written by the program `esker`, which has the only impl
 """
 
 import os
-import re
 from typing import Literal
 
 from esker import _core
+from esker._server import address_of
 from esker.interchange import detect, native
 from esker.interchange.results import Restored
 
 __all__ = ["Restored", "restore", "save"]
-
-_HOST_AND_PORT = re.compile(r"[^/\\]+:\d+")
 
 
 def save(
@@ -52,10 +50,10 @@ def save(
     """
     format = detect.format_of(path)
     if format == "safetensors":
-        return native.save(_address(server), run, step, path, force, compression, incarnation, connect_timeout)
+        return native.save(address_of(server), run, step, path, force, compression, incarnation, connect_timeout)
     from esker.interchange import dcp_import, parts, torch_import
 
-    destination = parts.Destination(_address(server), run, step, incarnation, compression, connect_timeout, force)
+    destination = parts.Destination(address_of(server), run, step, incarnation, compression, connect_timeout, force)
     if format == "dcp":
         return dcp_import.save(destination, path)
     return torch_import.save(destination, path)
@@ -95,8 +93,8 @@ def restore(
     if format != "safetensors" and max_shard_size is not None:
         raise ValueError('max_shard_size is for the format "safetensors"')
     if format == "safetensors":
-        return native.restore(_address(server), run, step, path, max_shard_size, force, connect_timeout)
-    reader = _core.Reader(_address(server), connect_timeout=connect_timeout)
+        return native.restore(address_of(server), run, step, path, max_shard_size, force, connect_timeout)
+    reader = _core.Reader(address_of(server), connect_timeout=connect_timeout)
     if format == "dcp":
         from esker.interchange import dcp_export
 
@@ -106,11 +104,3 @@ def restore(
 
         return torch_export.restore(reader.open(run, step), path, from_rank, force)
     raise ValueError(f'format: expected "safetensors", "torch" or "dcp", found {format!r}')
-
-
-def _address(server: str | os.PathLike[str]) -> str:
-    if isinstance(server, str) and _HOST_AND_PORT.fullmatch(server):
-        return server
-    from esker import local_server
-
-    return local_server(os.fspath(server))
