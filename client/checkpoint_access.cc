@@ -92,9 +92,9 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenCheckpointReader(const Che
       }
       ESKER_RETURN_IF_ERROR(loaded);
     }
-    return std::make_unique<CheckpointReader>(
-        std::make_unique<CheckpointReader::Impl>(access.connection, *std::move(lease), std::move(metadata),
-                                                 access.timeout_ms, ThreadsOrDefault(access.threads)));
+    return std::make_unique<CheckpointReader>(std::make_unique<CheckpointReader::Impl>(
+        access.connection, *std::move(lease), std::move(metadata), access.timeout_ms,
+        ThreadsOrDefault(access.threads), access.transport));
   }
   return lease_error;
 }

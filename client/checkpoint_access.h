@@ -22,6 +22,7 @@ struct CheckpointAccess {
       0;  // whose metadata is fetched with the checkpoint's record: probably the one that is wanted
   uint64_t timeout_ms = 0;  // for reaching the server, each time anew
   int threads = 0;          // as in the options
+  Transport transport = Transport::kAuto;
 };
 
 CheckpointInfo ToInfo(const v1::CheckpointRecord& record);

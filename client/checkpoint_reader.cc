@@ -50,12 +50,14 @@ absl::StatusOr<RestoreTarget> ToTarget(const TargetTensor& tensor) {
 }  // namespace
 
 CheckpointReader::Impl::Impl(std::shared_ptr<Connection> connection, std::unique_ptr<ReadLease> lease,
-                             std::unique_ptr<CheckpointMetadata> metadata, uint64_t timeout_ms, int threads)
+                             std::unique_ptr<CheckpointMetadata> metadata, uint64_t timeout_ms, int threads,
+                             Transport transport)
     : connection_(std::move(connection)),
       lease_(std::move(lease)),
       metadata_(std::move(metadata)),
       timeout_ms_(timeout_ms),
       threads_(threads),
+      transport_(transport),
       info_(ToInfo(metadata_->record())) {}
 
 std::vector<uint32_t> CheckpointReader::Impl::AllRanks() const {
@@ -201,10 +203,20 @@ absl::Status CheckpointReader::Impl::Fetch(RestorePlan* plan, const std::vector<
   plan->Finish();
   FetchOptions options;
   options.threads = threads_;
+  options.transport = transport_;
   options.timeout_ms = timeout_ms_;
   options.label = metadata_->label();
   options.progress = progress;
-  return ChunkFetcher(plan, connection_.get(), lease_.get(), options).Run();
+  ChunkFetcher fetcher(plan, connection_.get(), lease_.get(), options);
+  const absl::Status status = fetcher.Run();
+  MutexLock lock(&mu_);
+  came_by_ = fetcher.transport();
+  return status;
+}
+
+Transport CheckpointReader::Impl::transport() const {
+  MutexLock lock(&mu_);
+  return came_by_;
 }
 
 absl::StatusOr<std::string> CheckpointReader::Impl::ReadItem(uint32_t rank, const std::string& name) {
@@ -245,6 +257,7 @@ absl::StatusOr<std::vector<TensorBox>> CheckpointReader::StoredBy(uint32_t rank)
 }
 absl::StatusOr<std::vector<ItemInfo>> CheckpointReader::Items() { return impl_->Items(); }
 absl::Status CheckpointReader::Restore(const RestoreRequest& request) { return impl_->Restore(request); }
+Transport CheckpointReader::transport() const { return impl_->transport(); }
 absl::StatusOr<std::string> CheckpointReader::ReadItem(uint32_t rank, const std::string& name) {
   return impl_->ReadItem(rank, name);
 }

@@ -21,13 +21,14 @@ namespace esker {
 class CheckpointReader::Impl {
  public:
   Impl(std::shared_ptr<Connection> connection, std::unique_ptr<ReadLease> lease,
-       std::unique_ptr<CheckpointMetadata> metadata, uint64_t timeout_ms, int threads);
+       std::unique_ptr<CheckpointMetadata> metadata, uint64_t timeout_ms, int threads, Transport transport);
 
   const CheckpointInfo& info() const { return info_; }
   absl::StatusOr<std::vector<TensorInfo>> Tensors();
   absl::StatusOr<std::vector<TensorBox>> StoredBy(uint32_t rank);
   absl::StatusOr<std::vector<ItemInfo>> Items();
   absl::Status Restore(const RestoreRequest& request);
+  Transport transport() const;
   absl::StatusOr<std::string> ReadItem(uint32_t rank, const std::string& name);
 
  private:
@@ -55,9 +56,11 @@ class CheckpointReader::Impl {
   const std::unique_ptr<CheckpointMetadata> metadata_;
   const uint64_t timeout_ms_;
   const int threads_;
+  const Transport transport_;
   const CheckpointInfo info_;
 
-  Mutex mu_;
+  mutable Mutex mu_;
+  Transport came_by_ ABSL_GUARDED_BY(mu_) = Transport::kAuto;  // what the last Restore fetched
   Index full_index_ ABSL_GUARDED_BY(mu_);
   Index rank_index_ ABSL_GUARDED_BY(mu_);  // of the rank that was asked for last
   uint32_t indexed_rank_ ABSL_GUARDED_BY(mu_) = 0;

@@ -17,6 +17,7 @@ namespace esker {
 namespace {
 
 constexpr uint64_t kAbortTimeoutMs = 5'000;
+constexpr uint64_t kMeasureTimeoutMs = 1'000;
 
 absl::Status CheckOptions(const CheckpointerOptions& options) {
   ESKER_RETURN_IF_ERROR(ValidateRunName(options.run));
@@ -30,6 +31,11 @@ absl::Status CheckOptions(const CheckpointerOptions& options) {
     return absl::InvalidArgumentError(
         StrCat("threads ", options.threads, ": expected 0 (automatic) or more"));
   }
+  if (options.compression == Compression::kDelta && !options.keep_staging) {
+    return absl::InvalidArgumentError(
+        "compression delta: it compares each save with an earlier one, whose bytes stay in the staging "
+        "memory; expected keep_staging");
+  }
   return absl::OkStatus();
 }
 
@@ -41,7 +47,8 @@ class Checkpointer::Impl {
       : options(options), attempt(attempt), connection(connection), saver(options, attempt, connection) {}
 
   CheckpointAccess Access() const {
-    return {connection, options.run, options.rank, options.connect_timeout_ms, options.threads};
+    return {connection,      options.run,      options.rank, options.connect_timeout_ms,
+            options.threads, options.transport};
   }
 
   const CheckpointerOptions options;
@@ -64,8 +71,9 @@ absl::StatusOr<std::unique_ptr<Checkpointer>> Checkpointer::Open(const Checkpoin
   ESKER_ASSIGN_OR_RETURN(const v1::OpenRunResponse response,
                          connection->CallUntil("OpenRun", &v1::Coordinator::Stub::OpenRun, request,
                                                Deadline::After(options.connect_timeout_ms)));
-  auto impl = std::make_unique<Impl>(options, response.attempt(), std::move(connection));
-  ESKER_RETURN_IF_ERROR(impl->saver.Prefault());
+  auto impl = std::make_unique<Impl>(options, response.attempt(), connection);
+  ESKER_RETURN_IF_ERROR(impl->saver.Prepare(Deadline::After(options.connect_timeout_ms)));
+  connection->MeasureRoundTrip(Deadline::After(kMeasureTimeoutMs));
   return std::unique_ptr<Checkpointer>(new Checkpointer(std::move(impl)));
 }
 

@@ -5,6 +5,9 @@
 #include <utility>
 
 #include "client/backoff.h"
+#include "client/get_stream.h"
+#include "client/local_access.h"
+#include "client/local_reads.h"
 #include "client/parallel.h"
 #include "format/base/status.h"
 #include "format/base/text.h"
@@ -13,7 +16,7 @@ namespace esker {
 namespace {
 
 constexpr int kFewTimes = 3;
-// Questions without an answer on one stream. So few that they always fit into the connection: a server that
+// Questions without an answer on one source. So few that they always fit into the connection: a server that
 // sends as long as nobody reads takes no more of them, and this side does not read while it waits to ask.
 constexpr size_t kMostAsked = 32;
 // A server that is reached but sends nothing for so many times the time limit is given up: it may have much
@@ -40,7 +43,7 @@ ChunkFetcher::ChunkFetcher(const RestorePlan* plan, Connection* connection, Read
           std::clamp<size_t>(plan->chunks().size(), 1, static_cast<size_t>(options.threads)))),
       window_bytes_(kWindowBytes / static_cast<uint64_t>(threads_)),
       left_(plan->chunks().size()),
-      streams_(static_cast<size_t>(threads_), nullptr) {
+      sources_(static_cast<size_t>(threads_), nullptr) {
   std::iota(left_.begin(), left_.end(), size_t{0});
 }
 
@@ -75,31 +78,49 @@ void ChunkFetcher::Work(size_t worker) {
 }
 
 absl::Status ChunkFetcher::FetchSome(size_t worker, ChunkPlacer* placer, std::deque<size_t>* asked) {
-  GetStream stream(plan_->total_bytes() <= kSmallRestoreBytes ? connection_->ControlChannel()
-                                                              : connection_->DataChannel(worker),
-                   connection_->server(), lease_->id());
-  SetStream(worker, &stream);
-  absl::Status status;
-  uint64_t asked_bytes = 0;
-  while (true) {
-    status = Ask(&stream, asked, &asked_bytes);
-    if (!status.ok() || asked->empty()) break;
-    const absl::StatusOr<FetchedChunk> fetched = stream.Next(kSilenceFactor * options_.timeout_ms);
-    if (!fetched.ok()) {
-      // It happened in the answer to the oldest question.
-      status = Annotate(fetched.status(), plan_->Describe(plan_->chunks()[asked->front()]));
-      break;
-    }
-    asked_bytes -= plan_->chunks()[asked->front()].raw_bytes;
-    status = Take(*fetched, placer);
-    if (!status.ok()) break;
-    asked->pop_front();
-  }
-  SetStream(worker, nullptr);
+  absl::StatusOr<std::unique_ptr<ChunkSource>> source = OpenSource(worker);
+  if (!source.ok()) return Annotate(source.status(), options_.label);
+  SetSource(worker, source->get());
+  const absl::Status status = FetchFrom(source->get(), placer, asked);
+  SetSource(worker, nullptr);
   return Annotate(status, options_.label);
 }
 
-absl::Status ChunkFetcher::Ask(GetStream* stream, std::deque<size_t>* asked, uint64_t* asked_bytes) {
+absl::StatusOr<std::unique_ptr<ChunkSource>> ChunkFetcher::OpenSource(size_t worker) {
+  const bool is_small = plan_->total_bytes() <= kSmallRestoreBytes;
+  const bool must_share = options_.transport == Transport::kSharedMemory;
+  if (must_share || (options_.transport == Transport::kAuto && !is_small)) {
+    absl::StatusOr<std::unique_ptr<LocalReads>> local =
+        LocalReads::Open(connection_, lease_->id(), Deadline::After(options_.timeout_ms));
+    if (local.ok()) return local;
+    if (must_share) {
+      return IsForGood(local.status()) ? absl::UnimplementedError(local.status().message()) : local.status();
+    }
+    MutexLock lock(&mu_);
+    why_not_shared_ = local.status();
+  }
+  return std::make_unique<GetStream>(
+      is_small ? connection_->ControlChannel() : connection_->DataChannel(worker), connection_->server(),
+      lease_->id());
+}
+
+absl::Status ChunkFetcher::FetchFrom(ChunkSource* source, ChunkPlacer* placer, std::deque<size_t>* asked) {
+  uint64_t asked_bytes = 0;
+  while (true) {
+    ESKER_RETURN_IF_ERROR(Ask(source, asked, &asked_bytes));
+    if (asked->empty()) return absl::OkStatus();
+    const absl::StatusOr<FetchedChunk> fetched = source->Next(kSilenceFactor * options_.timeout_ms);
+    if (!fetched.ok()) {
+      // Most likely in the answer to the oldest question.
+      return Annotate(fetched.status(), plan_->Describe(plan_->chunks()[asked->front()]));
+    }
+    asked_bytes -= plan_->chunks()[fetched->tag].raw_bytes;
+    ESKER_RETURN_IF_ERROR(Take(*source, *fetched, placer));
+    asked->erase(std::find(asked->begin(), asked->end(), fetched->tag));
+  }
+}
+
+absl::Status ChunkFetcher::Ask(ChunkSource* source, std::deque<size_t>* asked, uint64_t* asked_bytes) {
   while (true) {
     size_t next;
     {
@@ -114,19 +135,20 @@ absl::Status ChunkFetcher::Ask(GetStream* stream, std::deque<size_t>* asked, uin
       *asked_bytes += bytes;
     }
     asked->push_back(next);
-    ESKER_RETURN_IF_ERROR(stream->Want(next, plan_->chunks()[next].hash));
+    ESKER_RETURN_IF_ERROR(source->Want(next, plan_->chunks()[next].hash));
   }
 }
 
-absl::Status ChunkFetcher::Take(const FetchedChunk& fetched, ChunkPlacer* placer) {
+absl::Status ChunkFetcher::Take(const ChunkSource& source, const FetchedChunk& fetched, ChunkPlacer* placer) {
   const RestoreChunk& chunk = plan_->chunks()[fetched.tag];
   absl::Status status = fetched.error;
   if (status.ok()) {
     const absl::StatusOr<uint64_t> placed = placer->Place(chunk, fetched);
     if (placed.ok()) {
-      Placed(*placed);
+      Placed(*placed, source.transport());
       return absl::OkStatus();
     }
+    ESKER_RETURN_IF_ERROR(source.CheckNotTakenBack());
     status = placed.status();
   }
   // A committed checkpoint's chunk that the server does not have is data lost, whatever the server calls it.
@@ -153,10 +175,21 @@ absl::Status ChunkFetcher::Recover(const absl::Status& error, size_t worker, int
   return Annotate(lease_->Refresh(give_up), options_.label);
 }
 
-void ChunkFetcher::Placed(uint64_t bytes) {
+Transport ChunkFetcher::transport() const {
+  MutexLock lock(&mu_);
+  if (came_shared_ == came_by_grpc_) return Transport::kAuto;
+  return came_shared_ ? Transport::kSharedMemory : Transport::kGrpc;
+}
+
+void ChunkFetcher::Placed(uint64_t bytes, Transport transport) {
   {
     MutexLock lock(&mu_);
     give_up_.reset();
+    (transport == Transport::kGrpc ? came_by_grpc_ : came_shared_) = true;
+    if (transport == Transport::kGrpc && !why_not_shared_.ok()) {
+      TellWhyGrpc(connection_, why_not_shared_);
+      why_not_shared_ = absl::OkStatus();
+    }
   }
   if (!options_.progress) return;
   MutexLock lock(&progress_mu_);
@@ -170,15 +203,15 @@ void ChunkFetcher::Placed(uint64_t bytes) {
 void ChunkFetcher::Fail(const absl::Status& status) {
   MutexLock lock(&mu_);
   if (failure_.ok()) failure_ = status;
-  for (GetStream* stream : streams_) {
-    if (stream != nullptr) stream->Cancel();
+  for (ChunkSource* source : sources_) {
+    if (source != nullptr) source->Cancel();
   }
 }
 
-void ChunkFetcher::SetStream(size_t worker, GetStream* stream) {
+void ChunkFetcher::SetSource(size_t worker, ChunkSource* source) {
   MutexLock lock(&mu_);
-  streams_[worker] = stream;
-  if (stream != nullptr && !failure_.ok()) stream->Cancel();
+  sources_[worker] = source;
+  if (source != nullptr && !failure_.ok()) source->Cancel();
 }
 
 }  // namespace esker

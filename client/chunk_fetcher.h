@@ -1,4 +1,5 @@
-// Carries out a restore's plan: fetches its chunks, each once, over several streams, and has them placed.
+// Carries out a restore's plan: fetches its chunks, each once, from several sources at a time, and has them
+// placed.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +10,8 @@
 
 #include "absl/status/status.h"
 #include "client/chunk_placer.h"
+#include "client/chunk_source.h"
 #include "client/connection.h"
-#include "client/get_stream.h"
 #include "client/read_lease.h"
 #include "client/restore_plan.h"
 #include "esker/reader.h"
@@ -19,7 +20,8 @@
 namespace esker {
 
 struct FetchOptions {
-  int threads = 1;            // each has a stream of its own, and checks, decodes and copies what comes
+  int threads = 1;  // each has a source of its own, and checks, decodes and copies what comes
+  Transport transport = Transport::kAuto;
   uint64_t timeout_ms = 0;    // without any progress, while the server is not reached
   std::string label;          // "run r, step s", for messages
   ProgressCallback progress;  // may be empty
@@ -37,32 +39,40 @@ class ChunkFetcher {
   // for.
   absl::Status Run();
 
+  // How the payload came; kAuto: none did yet, or it came both ways.
+  Transport transport() const;
+
  private:
   static constexpr uint64_t kWindowBytes = 64 << 20;
 
   void Work(size_t worker);
-  // Asks for chunks and places them, over one stream, until none is left. `asked`: those without an answer,
-  // when it fails.
+  // Asks for chunks and places them, from one source, until none is left. `asked`: those that are not in
+  // place, when it fails.
   absl::Status FetchSome(size_t worker, ChunkPlacer* placer, std::deque<size_t>* asked);
-  absl::Status Ask(GetStream* stream, std::deque<size_t>* asked, uint64_t* asked_bytes);
-  absl::Status Take(const FetchedChunk& fetched, ChunkPlacer* placer);
+  absl::StatusOr<std::unique_ptr<ChunkSource>> OpenSource(size_t worker);
+  absl::Status FetchFrom(ChunkSource* source, ChunkPlacer* placer, std::deque<size_t>* asked);
+  absl::Status Ask(ChunkSource* source, std::deque<size_t>* asked, uint64_t* asked_bytes);
+  absl::Status Take(const ChunkSource& source, const FetchedChunk& fetched, ChunkPlacer* placer);
   // Whether it is worth going on after this error, and then prepares it.
   absl::Status Recover(const absl::Status& error, size_t worker, int* tries_left);
-  void Placed(uint64_t bytes);
+  void Placed(uint64_t bytes, Transport transport);
   void Fail(const absl::Status& status);
-  void SetStream(size_t worker, GetStream* stream);
+  void SetSource(size_t worker, ChunkSource* source);
 
   const RestorePlan* const plan_;
   Connection* const connection_;
   ReadLease* const lease_;
   const FetchOptions options_;
   const int threads_;
-  const uint64_t window_bytes_;  // of each stream
+  const uint64_t window_bytes_;  // of each source
 
-  Mutex mu_;
+  mutable Mutex mu_;
+  absl::Status why_not_shared_ ABSL_GUARDED_BY(mu_);  // if it was tried
+  bool came_shared_ ABSL_GUARDED_BY(mu_) = false;
+  bool came_by_grpc_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
-  std::deque<size_t> left_ ABSL_GUARDED_BY(mu_);          // chunks that nobody has asked for
-  std::vector<GetStream*> streams_ ABSL_GUARDED_BY(mu_);  // by worker
+  std::deque<size_t> left_ ABSL_GUARDED_BY(mu_);            // chunks that nobody has asked for
+  std::vector<ChunkSource*> sources_ ABSL_GUARDED_BY(mu_);  // by worker
   // Since an error without progress after it.
   std::optional<Deadline> give_up_ ABSL_GUARDED_BY(mu_);
 

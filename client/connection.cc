@@ -2,10 +2,12 @@
 
 #include <arpa/inet.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "format/base/text.h"
+#include "format/chunk_record.h"
 #include "format/frame.h"
 #include "format/names.h"
 #include "grpcpp/create_channel.h"
@@ -22,6 +24,16 @@ constexpr int kKeepaliveMs = 10'000;
 // A connection attempt is given up after so long, if nothing answers at all.
 constexpr int kConnectAttemptMs = 3'000;
 
+// From here on, what is sent is spread for the distance, and what comes may be sent ahead as far as gRPC's
+// estimate goes.
+constexpr std::chrono::microseconds kFar{1'000};
+constexpr int kMeasurements = 3;
+// What all clients together try to have on its way, as if this were the speed of the network. That of a fast
+// one, twice: half of the time a stream waits for the answer to its last message.
+constexpr double kBytesPerMicrosecond = 5'000;
+// Of all clients; so much of each may have to find room in the server's memory if its disk is slow.
+constexpr uint64_t kMostAheadBytes = 64 << 20;
+
 // The address as gRPC's name of a target. A numeric one is said to be one: else gRPC sends it through its
 // resolver's thread, at each connection.
 std::string TargetOf(const std::string& server) {
@@ -36,11 +48,11 @@ std::string TargetOf(const std::string& server) {
   return StrCat("dns:///", server);
 }
 
-std::shared_ptr<grpc::Channel> NewChannel(const std::string& server, int max_receive_bytes) {
+std::shared_ptr<grpc::Channel> NewChannel(const std::string& server, int max_receive_bytes, bool far) {
   grpc::ChannelArguments args;
   args.SetMaxSendMessageSize(static_cast<int>(kMaxRequestBytes));
   args.SetMaxReceiveMessageSize(max_receive_bytes);
-  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, far ? 1 : 0);
   args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
@@ -59,6 +71,19 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& server, int max_rec
 
 }  // namespace
 
+SendPlan SendPlanFor(std::chrono::microseconds round_trip, size_t threads, uint32_t clients) {
+  // What is shorter says more about the machine's load.
+  const double far_us = round_trip < kFar ? 0 : static_cast<double>(round_trip.count());
+  const double on_the_way = kBytesPerMicrosecond * far_us;
+  const uint64_t ahead_bytes =
+      static_cast<uint64_t>(std::min(on_the_way, static_cast<double>(kMostAheadBytes))) / clients;
+  const auto pieces = [](uint64_t bytes, uint64_t of_bytes) { return (bytes + of_bytes - 1) / of_bytes; };
+  return {.streams = std::max<size_t>(threads, pieces(ahead_bytes, kMaxChunkBytes)),
+          .body_bytes = std::clamp<uint64_t>(pieces(ahead_bytes / threads, kFrameBodyBytes), 1,
+                                             kMaxChunkBytes / kFrameBodyBytes) *
+                        kFrameBodyBytes};
+}
+
 absl::StatusOr<std::shared_ptr<Connection>> Connection::Make(const std::string& server) {
   const size_t colon = server.rfind(':');
   uint32_t port = 0;
@@ -70,9 +95,27 @@ absl::StatusOr<std::shared_ptr<Connection>> Connection::Make(const std::string& 
   return std::shared_ptr<Connection>(new Connection(server));
 }
 
+void Connection::Took(std::chrono::steady_clock::duration duration) {
+  const int64_t took_us = std::chrono::ceil<std::chrono::microseconds>(duration).count();
+  int64_t known_us = round_trip_us_;
+  while ((known_us == 0 || took_us < known_us) && !round_trip_us_.compare_exchange_weak(known_us, took_us)) {
+  }
+}
+
+void Connection::MeasureRoundTrip(const Deadline& deadline) {
+  const auto may_be_far = [this] { return round_trip() >= kFar || round_trip().count() == 0; };
+  // A busy machine makes a short way look long, but not every time.
+  for (int i = 0; i < kMeasurements && may_be_far(); ++i) {
+    // A server that does not know the call leaves the distance as it was known before.
+    if (!Call("GetLocalSocket", &v1::Store::Stub::GetLocalSocket, v1::LocalSocketRequest(), deadline).ok()) {
+      return;
+    }
+  }
+}
+
 void Connection::EnsureControl() {
   if (control_ != nullptr) return;
-  control_ = NewChannel(server_, kMaxAnswerBytes);
+  control_ = NewChannel(server_, kMaxAnswerBytes, false);
   coordinator_ = v1::Coordinator::NewStub(control_);
   store_ = v1::Store::NewStub(control_);
 }
@@ -98,7 +141,7 @@ std::shared_ptr<v1::Store::Stub> Connection::GetStub(v1::Store::Stub*) {
 std::shared_ptr<grpc::Channel> Connection::DataChannel(size_t index) {
   MutexLock lock(&mu_);
   if (data_.size() <= index) data_.resize(index + 1);
-  if (data_[index] == nullptr) data_[index] = NewChannel(server_, kMaxRawMessageBytes);
+  if (data_[index] == nullptr) data_[index] = NewChannel(server_, kMaxRawMessageBytes, round_trip() >= kFar);
   return data_[index];
 }
 

@@ -1,6 +1,8 @@
 // The way to one server: its channels, how long a call may take, and trying again.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,6 +22,15 @@ namespace esker {
 // The longest request that a server takes (docs/protocol.md).
 inline constexpr uint64_t kMaxRequestBytes = 64 << 20;
 
+// How a save is spread over streams. gRPC (1.51) lets little more than one message of a stream be on its way
+// at a time: on a long way larger messages keep it full, and then more streams.
+struct SendPlan {
+  size_t streams = 1;       // at least as many as threads
+  uint64_t body_bytes = 0;  // of a message
+};
+// For one of `clients` that send to one server at the same time, each with `threads`.
+SendPlan SendPlanFor(std::chrono::microseconds round_trip, size_t threads, uint32_t clients);
+
 // Thread-safe. Connects at the first call. Each channel is a TCP connection of its own; a peer that hangs is
 // noticed within 20 s (keepalive), and then fails what is under way with kUnavailable.
 class Connection {
@@ -38,7 +49,9 @@ class Connection {
     grpc::ClientContext context;
     context.set_deadline(deadline.ForGrpc());
     Response response;
+    const auto begin = std::chrono::steady_clock::now();
     const grpc::Status status = (stub.get()->*method)(&context, request, &response);
+    if (status.ok()) Took(std::chrono::steady_clock::now() - begin);
     if (!status.ok()) return FromGrpc(status, server_, name);
     return response;
   }
@@ -62,6 +75,12 @@ class Connection {
     }
   }
 
+  // Makes a few calls that do nothing, unless the server is known to be near: so that round_trip() is known
+  // better.
+  void MeasureRoundTrip(const Deadline& deadline);
+  // The shortest that a call took so far; 0 if there was none.
+  std::chrono::microseconds round_trip() const { return std::chrono::microseconds(round_trip_us_); }
+
   // For the raw streams; `index` tells connections apart. Made when first asked for.
   std::shared_ptr<grpc::Channel> DataChannel(size_t index);
   // The channel that Call uses: for streams of few bytes.
@@ -75,9 +94,13 @@ class Connection {
   void ResetControl();
   void ResetData(size_t index);
 
+  // True once: for what is to be logged once for each Checkpointer or Reader, which have one connection each.
+  bool IsFirstToTellWhyGrpc() { return !told_why_grpc_.exchange(true); }
+
  private:
   explicit Connection(std::string server) : server_(std::move(server)) {}
 
+  void Took(std::chrono::steady_clock::duration duration);
   void EnsureControl() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::shared_ptr<v1::Coordinator::Stub> GetStub(v1::Coordinator::Stub*);
   std::shared_ptr<v1::Store::Stub> GetStub(v1::Store::Stub*);
@@ -85,6 +108,8 @@ class Connection {
   static absl::Status GaveUp(const absl::Status& why);
 
   const std::string server_;
+  std::atomic<bool> told_why_grpc_ = false;
+  std::atomic<int64_t> round_trip_us_ = 0;
 
   Mutex mu_;
   std::shared_ptr<grpc::Channel> control_ ABSL_GUARDED_BY(mu_);

@@ -2,10 +2,12 @@
 
 #include <array>
 #include <utility>
+#include <vector>
 
 #include "format/base/status.h"
 #include "format/base/text.h"
 #include "format/frame.h"
+#include "grpcpp/support/slice.h"
 
 namespace esker {
 namespace {
@@ -61,6 +63,7 @@ absl::StatusOr<FetchedChunk> GetStream::Next(uint64_t silence_ms) {
 }
 
 absl::Status GetStream::ReadBody(FetchedChunk* chunk, uint64_t silence_ms) {
+  auto body = std::make_shared<std::vector<grpc::Slice>>();
   uint64_t received = 0;
   while (received < chunk->info.stored_bytes) {
     ESKER_ASSIGN_OR_RETURN(const grpc::ByteBuffer message, stream_.Read(Deadline::After(silence_ms)));
@@ -73,9 +76,13 @@ absl::Status GetStream::ReadBody(FetchedChunk* chunk, uint64_t silence_ms) {
     if (const grpc::Status status = message.Dump(&slices); !status.ok()) {
       return absl::InternalError(StrCat("GetChunks: a message can't be read: ", status.error_message()));
     }
-    for (grpc::Slice& slice : slices) chunk->body.push_back(std::move(slice));
+    for (grpc::Slice& slice : slices) body->push_back(std::move(slice));
     received += bytes;
   }
+  for (const grpc::Slice& slice : *body) {
+    chunk->stored.emplace_back(reinterpret_cast<const std::byte*>(slice.begin()), slice.size());
+  }
+  chunk->owner = std::move(body);
   return absl::OkStatus();
 }
 

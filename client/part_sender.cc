@@ -5,9 +5,11 @@
 
 #include "absl/strings/str_join.h"
 #include "client/backoff.h"
+#include "client/local_access.h"
+#include "client/log.h"
 #include "format/base/status.h"
 #include "format/base/text.h"
-#include "format/envelope.h"
+#include "format/part_envelope.h"
 
 namespace esker {
 namespace {
@@ -26,16 +28,17 @@ constexpr int kSealTries = 5;
 }  // namespace
 
 PartSender::PartSender(const Snapshot* snapshot, const PartSenderOptions& options, Connection* connection,
-                       ThreadPool* pool, SaveHistory* history, SaveCounters* counters,
+                       ArenaSender* arena, ThreadPool* pool, SaveHistory* history, SaveCounters* counters,
                        std::function<void()> on_sealed)
     : snapshot_(snapshot),
       options_(options),
       connection_(connection),
+      arena_(arena),
       history_(history),
       counters_(counters),
       on_sealed_(std::move(on_sealed)),
       deadline_(Deadline::After(options.timeout_ms)),
-      uploader_(snapshot, options.upload, pool, counters) {
+      uploader_(snapshot, options.upload, pool, &history->codec_chooser, counters) {
   save_.set_run(options_.run);
   save_.set_step(options_.step);
   save_.set_attempt(options_.attempt);
@@ -73,11 +76,7 @@ absl::Status PartSender::RunAttempts() {
 absl::Status PartSender::Attempt() {
   if (begun_) ESKER_RETURN_IF_ERROR(CheckStillOpen(CallDeadline()));
   if (committed_) return absl::OkStatus();
-  if (!report_.has_value()) {
-    ESKER_RETURN_IF_ERROR(Begin());
-    ESKER_RETURN_IF_ERROR(uploader_.Upload(connection_, save_, deadline_));
-    ESKER_RETURN_IF_ERROR(Seal());
-  }
+  if (!report_.has_value()) ESKER_RETURN_IF_ERROR(Deliver());
   ESKER_RETURN_IF_ERROR(Report());
   counters_->phase = SaveProgress::Phase::kSealed;
   return committed_ ? absl::OkStatus() : AwaitCommit();
@@ -95,6 +94,105 @@ absl::Status PartSender::CheckStillOpen(const Deadline& deadline) {
   return TakeStatus(status);
 }
 
+absl::Status PartSender::Deliver() {
+  if (!handed_over_ && arena_->MayShare()) {
+    absl::Status started = arena_->Start(*snapshot_, DescribeForArena());
+    if (started.ok()) started = arena_->Ready(snapshot_->chunks.size());
+    handed_over_ = started.ok();
+    if (!started.ok() && arena_->must_share()) return started;
+  }
+  if (handed_over_) {
+    const absl::Status status = DeliverThroughArena();
+    if (!absl::IsInvalidArgument(status) || arena_->must_share()) return status;
+    arena_->RuleOut(status);  // of another version, perhaps: gRPC will show
+  }
+  return DeliverThroughGrpc();
+}
+
+// --- through shared memory -----------------------------------------------------------------------
+
+v1::ArenaSave PartSender::DescribeForArena() const {
+  v1::ArenaSave save;
+  save.set_run(options_.run);
+  save.set_step(options_.step);
+  save.set_attempt(options_.attempt);
+  save.set_rank(options_.rank);
+  save.set_world_size(options_.world_size);
+  save.set_layout_envelope(snapshot_->plan->envelope);
+  save.mutable_item_bytes()->Add(snapshot_->item_bytes.begin(), snapshot_->item_bytes.end());
+  save.mutable_item_chunk_raw_bytes()->Add(snapshot_->item_chunk_raw_bytes.begin(),
+                                           snapshot_->item_chunk_raw_bytes.end());
+  const Codec* const codec = options_.upload.codec;
+  save.set_codec(static_cast<uint32_t>(codec == nullptr        ? CodecId::kRaw
+                                       : options_.upload.delta ? CodecId::kDelta
+                                                               : codec->id));
+  save.set_records_offset(snapshot_->records_offset);
+  if (snapshot_->base != nullptr) save.set_base_offset(snapshot_->base->records_offset);
+  save.set_choose_codec(options_.upload.choose_codec);
+  return save;
+}
+
+bool PartSender::StoredAsDelta() const {
+  return report_.has_value() && report_->part().codec() == static_cast<uint32_t>(CodecId::kDelta);
+}
+
+std::vector<Hash128> PartSender::Hashes() const {
+  if (!report_.has_value() || counters_->transport != Transport::kGrpc) return {};
+  return uploader_.Hashes();
+}
+
+void PartSender::Announce() {
+  handed_over_ = arena_->LooksWell() && arena_->Start(*snapshot_, DescribeForArena()).ok();
+}
+
+void PartSender::Ready(size_t chunks) {
+  if (handed_over_) handed_over_ = arena_->Ready(chunks).ok();
+}
+
+void PartSender::AwaitTaken() {
+  if (!handed_over_ || arena_->AwaitTaken()) return;
+  Log(StrCat("run ", options_.run, ", step ", options_.step, ", rank ", options_.rank, ": server ",
+             connection_->server(), " does not answer: until it does, this process must live for the save"));
+}
+
+absl::Status PartSender::DeliverThroughArena() {
+  counters_->transport = Transport::kSharedMemory;
+  handed_over_ = false;
+  // The next save over gRPC must not be compared with one before this.
+  history_->last_chunks.clear();
+  while (!report_.has_value()) {
+    ESKER_ASSIGN_OR_RETURN(const v1::LocalAnswer answer, arena_->Next(deadline_));
+    if (answer.has_accepted()) {
+      ESKER_RETURN_IF_ERROR(Begun(answer.accepted().save_id()));
+    } else if (answer.has_progress()) {
+      Count(answer.progress());
+    } else if (answer.has_sealed()) {
+      Count(answer.sealed().progress());
+      counters_->unchanged_bytes = answer.sealed().entry().unchanged_bytes();
+      Sealed(answer.sealed().entry(), answer.sealed().server());
+    } else if (answer.has_failed()) {
+      return Annotate(ToStatus(answer.failed()), StrCat("server ", connection_->server()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void PartSender::Count(const v1::LocalProgress& progress) {
+  counters_->processed_bytes = progress.processed_bytes();
+  counters_->sent_bytes = progress.written_bytes();
+  counters_->deduplicated_bytes = progress.deduplicated_bytes();
+}
+
+// --- through gRPC --------------------------------------------------------------------------------
+
+absl::Status PartSender::DeliverThroughGrpc() {
+  counters_->transport = Transport::kGrpc;
+  ESKER_RETURN_IF_ERROR(Begin());
+  arena_->TellWhyNot();
+  ESKER_RETURN_IF_ERROR(uploader_.Upload(connection_, save_, deadline_));
+  return Seal();
+}
+
 absl::Status PartSender::Begin() {
   v1::BeginSaveRequest request;
   request.set_run(options_.run);
@@ -106,31 +204,19 @@ absl::Status PartSender::Begin() {
   ESKER_ASSIGN_OR_RETURN(
       const v1::BeginSaveResponse response,
       connection_->Call("BeginSave", &v1::Coordinator::Stub::BeginSave, request, CallDeadline()));
-  if (begun_ && response.save_id() != save_.save_id()) {
+  return Begun(response.save_id());
+}
+
+absl::Status PartSender::Begun(uint64_t save_id) {
+  if (begun_ && save_id != save_.save_id()) {
     ended_by_server_ = true;  // ours; the other one is another rank's
     return absl::AbortedError(
         StrCat("server ", connection_->server(),
                ": the save was aborted and begun anew while this rank was not connected"));
   }
   begun_ = true;
-  save_.set_save_id(response.save_id());
+  save_.set_save_id(save_id);
   return absl::OkStatus();
-}
-
-std::string PartSender::PartEnvelope(const std::vector<Hash128>& hashes) const {
-  v1::Part part;
-  part.set_run(options_.run);
-  part.set_step(options_.step);
-  part.set_attempt(options_.attempt);
-  part.set_save_id(save_.save_id());
-  part.set_rank(options_.rank);
-  part.set_layout_digest(std::string(snapshot_->plan->digest.AsText()));
-  for (const Hash128& hash : hashes) part.mutable_chunk_hashes()->append(hash.AsText());
-  part.mutable_item_bytes()->Add(snapshot_->item_bytes.begin(), snapshot_->item_bytes.end());
-  part.mutable_item_chunk_raw_bytes()->Add(snapshot_->item_chunk_raw_bytes.begin(),
-                                           snapshot_->item_chunk_raw_bytes.end());
-  part.set_raw_bytes(snapshot_->raw_bytes);
-  return EncodeEnvelope(EnvelopeKind::kPart, part);
 }
 
 absl::StatusOr<v1::SealPartResponse> PartSender::CallSeal(const std::string& part_envelope) {
@@ -151,7 +237,12 @@ absl::StatusOr<v1::SealPartResponse> PartSender::CallSeal(const std::string& par
 
 absl::Status PartSender::Seal() {
   const std::vector<Hash128> hashes = uploader_.Hashes();
-  const std::string part_envelope = PartEnvelope(hashes);
+  const std::string part_envelope =
+      EncodePartEnvelope(save_, {.layout_digest = snapshot_->plan->digest,
+                                 .chunk_hashes = hashes,
+                                 .item_bytes = snapshot_->item_bytes,
+                                 .item_chunk_raw_bytes = snapshot_->item_chunk_raw_bytes,
+                                 .raw_bytes = snapshot_->raw_bytes});
   const Hash128 part_digest = HashOf(AsBytes(part_envelope));
   for (int i = 0; i < kSealTries; ++i) {
     ESKER_ASSIGN_OR_RETURN(const v1::SealPartResponse response, CallSeal(part_envelope));
@@ -161,7 +252,12 @@ absl::Status PartSender::Seal() {
                                           ": SealPart: it sealed a part other than the one that was sent, ",
                                           part_digest.ToHex()));
       }
-      Sealed(response, hashes);
+      history_->known_layouts.insert(snapshot_->plan->digest);
+      CountUnchanged(hashes);
+      v1::PartEntry entry = response.entry();
+      entry.set_unchanged_bytes(counters_->unchanged_bytes);
+      entry.set_codec(static_cast<uint32_t>(uploader_.codec()));
+      Sealed(entry, response.server());
       return absl::OkStatus();
     }
     std::vector<Hash128> missing;
@@ -179,16 +275,13 @@ absl::Status PartSender::Seal() {
                                        " times"));
 }
 
-void PartSender::Sealed(const v1::SealPartResponse& response, const std::vector<Hash128>& hashes) {
-  history_->known_layouts.insert(snapshot_->plan->digest);
-  CountUnchanged(hashes);
+void PartSender::Sealed(const v1::PartEntry& entry, const v1::ServerInfo& server) {
   report_.emplace();
   *report_->mutable_save() = save_;
-  *report_->mutable_part() = response.entry();
-  report_->mutable_part()->set_unchanged_bytes(counters_->unchanged_bytes);
+  *report_->mutable_part() = entry;
   report_->mutable_part()->clear_servers();
   report_->mutable_part()->add_servers(0);
-  *report_->add_servers() = response.server();
+  *report_->add_servers() = server;
   on_sealed_();
 }
 

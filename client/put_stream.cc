@@ -9,8 +9,9 @@
 namespace esker {
 
 PutStream::PutStream(std::shared_ptr<grpc::Channel> channel, const std::string& server,
-                     const v1::SaveContext& save, const Deadline& deadline)
+                     const v1::SaveContext& save, uint64_t body_bytes, const Deadline& deadline)
     : server_(server),
+      body_bytes_(body_bytes),
       deadline_(deadline),
       hello_(EncodeHello(save.SerializeAsString())),
       stream_(std::move(channel), server, "PutChunks", deadline) {}
@@ -22,8 +23,8 @@ absl::Status PutStream::Send(uint64_t tag, const ChunkInfo& info, ByteView store
   ESKER_RETURN_IF_ERROR(stream_.Write(CopyOf(EncodeChunkFrame(tag, info))));
   unacknowledged_[tag] = info.stored_bytes;
   unacknowledged_bytes_ += info.stored_bytes;
-  for (uint64_t at = 0; at < stored.size(); at += kFrameBodyBytes) {
-    const ByteView body = stored.subspan(at, std::min<uint64_t>(kFrameBodyBytes, stored.size() - at));
+  for (uint64_t at = 0; at < stored.size(); at += body_bytes_) {
+    const ByteView body = stored.subspan(at, std::min<uint64_t>(body_bytes_, stored.size() - at));
     ESKER_RETURN_IF_ERROR(stream_.Write(ReferTo(body, keep)));
   }
   return absl::OkStatus();

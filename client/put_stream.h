@@ -22,8 +22,9 @@ struct PutAck {
 // Used by one thread, but for Cancel.
 class PutStream {
  public:
+  // `body_bytes`: of a message, at most.
   PutStream(std::shared_ptr<grpc::Channel> channel, const std::string& server, const v1::SaveContext& save,
-            const Deadline& deadline);
+            uint64_t body_bytes, const Deadline& deadline);
 
   // Sends a chunk. `stored` is not copied; `keep` as for ReferTo. Blocks while the server does not take what
   // was sent.
@@ -47,6 +48,7 @@ class PutStream {
 
  private:
   const std::string server_;
+  const uint64_t body_bytes_;
   const Deadline deadline_;
   const std::string hello_;
   bool greeted_ = false;

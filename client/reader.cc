@@ -15,7 +15,8 @@ class Reader::Impl {
       : options_(options), connection_(std::move(connection)) {}
 
   CheckpointAccess Access(const std::string& run) const {
-    return {connection_, run, /*likely_rank=*/0, options_.connect_timeout_ms, options_.threads};
+    return {connection_,       run, /*likely_rank=*/0, options_.connect_timeout_ms, options_.threads,
+            options_.transport};
   }
 
  private:

@@ -65,6 +65,7 @@ SaveProgress SaveHandle::Progress() const {
   progress.sent_bytes = counters.sent_bytes;
   progress.deduplicated_bytes = counters.deduplicated_bytes;
   progress.unchanged_bytes = counters.unchanged_bytes;
+  progress.transport = counters.transport;
   return progress;
 }
 

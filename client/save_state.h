@@ -18,6 +18,7 @@ struct SaveCounters {
   std::atomic<uint64_t> sent_bytes = 0;
   std::atomic<uint64_t> deduplicated_bytes = 0;
   std::atomic<uint64_t> unchanged_bytes = 0;
+  std::atomic<Transport> transport = Transport::kAuto;
 };
 
 // Thread-safe.

@@ -7,7 +7,9 @@
 #include <thread>
 
 #include "absl/status/statusor.h"
+#include "client/arena_sender.h"
 #include "client/connection.h"
+#include "client/delta_history.h"
 #include "client/part_sender.h"
 #include "client/save_state.h"
 #include "client/snapshot.h"
@@ -30,8 +32,9 @@ class Saver {
   Saver(const Saver&) = delete;
   Saver& operator=(const Saver&) = delete;
 
-  // Allocates the staging memory that the options ask for.
-  absl::Status Prefault();
+  // Finds out how payload gets to the server, and allocates the staging memory that the options ask for. An
+  // error if it must be shared with the server and can't be, or there is not enough.
+  absl::Status Prepare(const Deadline& deadline);
 
   // As Checkpointer::Save.
   absl::StatusOr<SaveHandle> Save(uint64_t step, const State& state);
@@ -43,10 +46,12 @@ class Saver {
   struct Job {
     Snapshot snapshot;
     std::shared_ptr<SaveHandle::Shared> shared;
+    std::unique_ptr<PartSender> sender;
   };
 
   // Waits until no save is under way, or says why there is to be none.
   absl::Status AwaitTurn(uint64_t step);
+  std::unique_ptr<Job> MakeJob(uint64_t step, Snapshot snapshot);
   void Work();
   void RunJob(Job* job);
 
@@ -55,6 +60,7 @@ class Saver {
   const pid_t pid_;
   const std::shared_ptr<Connection> connection_;
   const Codec* const codec_;  // nullptr: none
+  const bool delta_;          // chunks may be stored as deltas
 
   // Held during Save: calls are taken one after the other. Taken before mu_.
   Mutex save_mu_;
@@ -69,6 +75,8 @@ class Saver {
   std::unique_ptr<Job> next_ ABSL_GUARDED_BY(mu_);
 
   SaveHistory history_;  // only thread_ uses it
+  ArenaSender sender_;   // thread_ uses it while a save is under way, else who holds save_mu_
+  DeltaHistory deltas_;  // likewise
   ThreadPool pool_;
   std::thread thread_;
 };

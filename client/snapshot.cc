@@ -5,8 +5,10 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "client/connection.h"
+#include "client/delta_history.h"
 #include "client/parallel.h"
 #include "client/state_types.h"
+#include "format/base/mutex.h"
 #include "format/base/status.h"
 #include "format/base/streaming_copy.h"
 #include "format/base/text.h"
@@ -21,12 +23,28 @@ namespace {
 constexpr uint64_t kCopyBytes = 4 << 20;
 // Room for the rest of a SealPart message beside layout and hashes.
 constexpr uint64_t kSealOverheadBytes = 64 << 10;
+// Room for the rest of an ArenaSave beside layout and lengths.
+constexpr uint64_t kArenaSaveOverheadBytes = 4 << 10;
+constexpr uint64_t kMaxVarintBytes = 10;
+// Small tensors share chunks with others of their dtype.
+constexpr uint64_t kMostDTypes = 32;
+// For a layout of some ten thousand shards; a larger one makes the first save allocate.
+constexpr uint64_t kLayoutRoomBytes = 4 << 20;
 
 struct Copy {
   const std::byte* from;
   std::byte* to;
   uint64_t bytes;
+  size_t chunk;  // that it is for
 };
+
+// Indices by what stands there.
+std::vector<size_t> OrderOf(const std::vector<uint64_t>& offsets) {
+  std::vector<size_t> order(offsets.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return offsets[a] < offsets[b]; });
+  return order;
+}
 
 // Where the layout put each of the state's tensors.
 std::vector<uint64_t> FindTensorOffsets(const State& state, const v1::Layout& layout) {
@@ -59,44 +77,100 @@ bool SameBox(const TensorBox& a, const TensorBox& b) {
          a.name == b.name;
 }
 
-// What is to be copied, in pieces of at most kCopyBytes.
-std::vector<Copy> ListCopies(const State& state, const LayoutPlan& plan, std::byte* base) {
-  std::vector<Copy> copies;
-  const auto add = [&copies](const void* from, std::byte* to, uint64_t bytes) {
-    const auto* source = static_cast<const std::byte*>(from);
-    for (uint64_t at = 0; at < bytes; at += kCopyBytes) {
-      copies.push_back({source + at, to + at, std::min(kCopyBytes, bytes - at)});
-    }
+// Appends the copies of `bytes` bytes that lie at `part_offset` in the part: one for each chunk that takes
+// some.
+void AddCopies(const Snapshot& snapshot, const void* from, uint64_t part_offset, uint64_t bytes,
+               std::vector<Copy>* copies) {
+  if (bytes == 0) return;
+  const auto* source = static_cast<const std::byte*>(from);
+  const auto begins_behind = [](uint64_t offset, const SnapshotChunk& chunk) {
+    return offset < chunk.part_offset;
   };
-  for (size_t i = 0; i < state.tensors.size(); ++i) {
-    add(state.tensors[i].data, base + plan.tensor_offsets[i], state.tensors[i].box.bytes());
+  auto chunk =
+      std::prev(std::upper_bound(snapshot.chunks.begin(), snapshot.chunks.end(), part_offset, begins_behind));
+  while (bytes > 0) {
+    const uint64_t skipped = part_offset - chunk->part_offset;
+    const uint64_t taken = std::min(bytes, chunk->bytes - skipped);
+    const auto index = static_cast<size_t>(chunk - snapshot.chunks.begin());
+    copies->push_back({source, snapshot.block->data() + chunk->block_offset() + skipped, taken, index});
+    source += taken;
+    part_offset += taken;
+    bytes -= taken;
+    ++chunk;
   }
-  std::byte* item = base + plan.tensor_bytes;
+}
+
+// In the order of the part.
+std::vector<Copy> ListCopies(const State& state, const Snapshot& snapshot) {
+  std::vector<Copy> copies;
+  const LayoutPlan& plan = *snapshot.plan;
+  for (const size_t i : plan.tensor_order) {
+    AddCopies(snapshot, state.tensors[i].data, plan.tensor_offsets[i], state.tensors[i].box.bytes(), &copies);
+  }
+  uint64_t item_offset = plan.tensor_bytes;
   for (const size_t i : plan.item_order) {
-    add(state.items[i].bytes.data(), item, state.items[i].bytes.size());
-    item += state.items[i].bytes.size();
+    const std::string_view bytes = state.items[i].bytes;
+    AddCopies(snapshot, bytes.data(), item_offset, bytes.size(), &copies);
+    item_offset += bytes.size();
   }
   return copies;
 }
 
+void AppendChunk(uint64_t bytes, DType dtype, std::vector<SnapshotChunk>* chunks) {
+  SnapshotChunk chunk{.bytes = bytes, .dtype = dtype};
+  if (!chunks->empty()) {
+    chunk.part_offset = chunks->back().part_offset + chunks->back().bytes;
+    chunk.record_offset = chunks->back().record_end();
+  }
+  chunks->push_back(chunk);
+}
+
+uint64_t ArenaSaveBytes(const Snapshot& snapshot) {
+  const uint64_t lengths = snapshot.item_bytes.size() + snapshot.item_chunk_raw_bytes.size();
+  return snapshot.plan->envelope.size() + lengths * kMaxVarintBytes + kArenaSaveOverheadBytes;
+}
+
 // Copies of neighbours are joined into jobs of about kCopyBytes, so that 10,000 small tensors aren't 10,000
-// jobs.
-void CopyAll(const std::vector<Copy>& copies, ThreadPool* pool) {
-  std::vector<size_t> job_begins;
+// jobs. The result is where each job begins.
+std::vector<size_t> CutIntoJobs(const std::vector<Copy>& copies) {
+  std::vector<size_t> begins;
   uint64_t job_bytes = kCopyBytes;
   for (size_t i = 0; i < copies.size(); ++i) {
     if (job_bytes >= kCopyBytes) {
-      job_begins.push_back(i);
+      begins.push_back(i);
       job_bytes = 0;
     }
     job_bytes += copies[i].bytes;
   }
-  ParallelFor(pool, job_begins.size(), [&](size_t job) {
-    const size_t end = job + 1 < job_begins.size() ? job_begins[job + 1] : copies.size();
-    for (size_t i = job_begins[job]; i < end; ++i)
-      StreamingCopy(copies[i].to, copies[i].from, copies[i].bytes);
-  });
+  return begins;
 }
+
+// Which jobs are done, all of the first ones without a gap: jobs end in about the order in which they begin.
+class DoneJobs {
+ public:
+  // `report` is called, under a lock, with how many first jobs are done: when it is `step` more, or all.
+  DoneJobs(size_t jobs, size_t step, std::function<void(size_t)> report)
+      : step_(step), report_(std::move(report)), done_(jobs, false) {}
+
+  void Add(size_t job) {
+    MutexLock lock(&mu_);
+    done_[job] = true;
+    while (first_ < done_.size() && done_[first_]) ++first_;
+    if (first_ < reported_ + step_ && first_ < done_.size()) return;
+    if (first_ == reported_) return;
+    reported_ = first_;
+    report_(first_);
+  }
+
+ private:
+  const size_t step_;
+  const std::function<void(size_t)> report_;
+
+  Mutex mu_;
+  std::vector<bool> done_ ABSL_GUARDED_BY(mu_);
+  size_t first_ ABSL_GUARDED_BY(mu_) = 0;     // the first that is not done
+  size_t reported_ ABSL_GUARDED_BY(mu_) = 0;  // as it was reported last
+};
 
 absl::Status CheckData(const State& state) {
   for (const SourceTensor& tensor : state.tensors) {
@@ -137,11 +211,11 @@ absl::StatusOr<std::shared_ptr<const LayoutPlan>> MakeLayoutPlan(const State& st
 
   plan->chunk_bytes = chunk_bytes;
   for (int i = 0; i < layout.chunk_raw_bytes_size(); ++i) {
-    plan->chunks.push_back(
-        {plan->tensor_bytes, layout.chunk_raw_bytes(i), static_cast<DType>(layout.chunk_dtype(i))});
+    AppendChunk(layout.chunk_raw_bytes(i), static_cast<DType>(layout.chunk_dtype(i)), &plan->chunks);
     plan->tensor_bytes += layout.chunk_raw_bytes(i);
   }
   plan->tensor_offsets = FindTensorOffsets(state, layout);
+  plan->tensor_order = OrderOf(plan->tensor_offsets);
   plan->item_order = FindItemOrder(state);
   plan->envelope = EncodeEnvelope(EnvelopeKind::kLayout, layout);
   plan->digest = HashOf(AsBytes(plan->envelope));
@@ -163,8 +237,14 @@ absl::StatusOr<std::shared_ptr<const LayoutPlan>> LayoutCache::Get(const State& 
   return plan_;
 }
 
-absl::StatusOr<Snapshot> TakeSnapshot(const State& state, std::shared_ptr<const LayoutPlan> plan,
-                                      StagingArena* arena, ThreadPool* pool) {
+uint64_t StagingBytesFor(uint64_t raw_bytes, uint64_t chunk_bytes) {
+  // A tensor's last chunk may be nearly empty.
+  const uint64_t most_chunks = 2 * (raw_bytes / chunk_bytes) + kMostDTypes;
+  return raw_bytes + most_chunks * 2 * kRecordAlignment + kLayoutRoomBytes;
+}
+
+absl::StatusOr<Snapshot> PrepareSnapshot(const State& state, std::shared_ptr<const LayoutPlan> plan,
+                                         StagingArena* arena, const DeltaHistory* deltas) {
   ESKER_RETURN_IF_ERROR(CheckData(state));
   Snapshot snapshot;
   snapshot.plan = std::move(plan);
@@ -175,13 +255,34 @@ absl::StatusOr<Snapshot> TakeSnapshot(const State& state, std::shared_ptr<const 
       std::accumulate(snapshot.item_bytes.begin(), snapshot.item_bytes.end(), uint64_t{0});
   snapshot.item_chunk_raw_bytes = CutItemChunks(item_bytes, snapshot.plan->chunk_bytes);
   for (const uint64_t bytes : snapshot.item_chunk_raw_bytes) {
-    snapshot.chunks.push_back({snapshot.raw_bytes, bytes, DType::kBytes});
+    AppendChunk(bytes, DType::kBytes, &snapshot.chunks);
     snapshot.raw_bytes += bytes;
   }
   ESKER_RETURN_IF_ERROR(CheckSealFits(snapshot));
-  ESKER_ASSIGN_OR_RETURN(snapshot.block, arena->Acquire(snapshot.raw_bytes));
-  CopyAll(ListCopies(state, *snapshot.plan, snapshot.block->data()), pool);
+  const uint64_t bytes = snapshot.records_end() + ArenaSaveBytes(snapshot);
+  if (deltas == nullptr) {
+    ESKER_ASSIGN_OR_RETURN(snapshot.block, arena->Acquire(bytes));
+  } else {
+    ESKER_ASSIGN_OR_RETURN(snapshot.block, arena->Acquire(DeltaHistory::BlockBytesFor(bytes)));
+    deltas->Place(&snapshot);
+  }
   return snapshot;
+}
+
+void CopyState(const State& state, const Snapshot& snapshot, ThreadPool* pool,
+               const std::function<void(size_t)>& ready) {
+  const std::vector<Copy> copies = ListCopies(state, snapshot);
+  const std::vector<size_t> begins = CutIntoJobs(copies);
+  DoneJobs done(begins.size(), begins.size() / kReadySteps + 1, [&](size_t jobs) {
+    // Of the chunk that the next job begins with there may be more to come.
+    ready(jobs < begins.size() ? copies[begins[jobs]].chunk : snapshot.chunks.size());
+  });
+  ParallelFor(pool, begins.size(), [&](size_t job) {
+    const size_t end = job + 1 < begins.size() ? begins[job + 1] : copies.size();
+    for (size_t i = begins[job]; i < end; ++i) StreamingCopy(copies[i].to, copies[i].from, copies[i].bytes);
+    done.Add(job);
+  });
+  if (begins.empty()) ready(0);
 }
 
 }  // namespace esker

@@ -80,7 +80,7 @@ std::string PlaceText(const RecordPlace& place) {
 
 absl::Status ValidateChunkInfo(const ChunkInfo& info) {
   const auto codec = static_cast<uint64_t>(info.codec);
-  if (FindCodec(info.codec) == nullptr) {
+  if (!CodecFromNumber(codec).has_value()) {
     return absl::InvalidArgumentError(
         StrCat("chunk: codec number ", codec, " is not in this version's table"));
   }

@@ -67,7 +67,15 @@ std::optional<CodecId> CodecFromNumber(uint64_t number) {
   for (const Codec& codec : kCodecs) {
     if (static_cast<uint64_t>(codec.id) == number) return codec.id;
   }
+  if (number == static_cast<uint64_t>(CodecId::kDelta)) return CodecId::kDelta;
   return std::nullopt;
+}
+
+std::string_view CodecName(CodecId id) {
+  if (id == CodecId::kDelta) return "delta";
+  const Codec* const codec = FindCodec(id);
+  ESKER_CHECK(codec != nullptr);
+  return codec->name;
 }
 
 std::span<const Codec> AllCodecs() { return kCodecs; }

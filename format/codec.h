@@ -1,5 +1,5 @@
 // The codec table. A codec is a number, stored with each chunk, and a pair of pure functions; decoding needs
-// only the chunk.
+// only the chunk. (A delta needs another chunk as well, and is no row of the table: delta.h.)
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@ enum class CodecId : uint8_t {
   kRaw = 0,
   kZstd = 1,
   kPlanes = 2,
+  kDelta = 3,
 };
 
 // A row of the table. Encode and decode are thread-safe; they may keep scratch memory per thread.
@@ -36,10 +37,12 @@ struct Codec {
   absl::Status (*decode)(ByteView stored, DType dtype, MutableBytes raw);
 };
 
-// The row, or nullptr if this version has none.
+// The row, or nullptr if this version has none, as for kDelta.
 const Codec* FindCodec(CodecId id);
 const Codec* FindCodec(std::string_view name);
+// What a stored number stands for; nothing if this version does not know it.
 std::optional<CodecId> CodecFromNumber(uint64_t number);
+std::string_view CodecName(CodecId id);
 // Every row, for help texts and tests.
 std::span<const Codec> AllCodecs();
 

@@ -8,21 +8,68 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "absl/strings/escaping.h"
+#include "format/base/status.h"
 #include "format/base/text.h"
 
 namespace esker {
 
 std::string Hash128::ToHex() const { return absl::BytesToHexString(ToAbsl(AsText())); }
 
-Hash128 HashOf(ByteView bytes) {
+namespace {
+
+constexpr size_t kPieceBytes = 64 << 10;
+
+Hash128 FromXxh(const XXH128_hash_t& hash) {
   XXH128_canonical_t canonical;
-  XXH128_canonicalFromHash(&canonical, XXH3_128bits(bytes.data(), bytes.size()));
-  Hash128 hash;
-  static_assert(sizeof(canonical.digest) == sizeof(hash.bytes));
-  std::memcpy(hash.bytes.data(), canonical.digest, sizeof(canonical.digest));
-  return hash;
+  XXH128_canonicalFromHash(&canonical, hash);
+  Hash128 result;
+  static_assert(sizeof(canonical.digest) == sizeof(result.bytes));
+  std::memcpy(result.bytes.data(), canonical.digest, sizeof(canonical.digest));
+  return result;
+}
+
+// XXH3-128 of bytes that come piece by piece.
+class Hasher {
+ public:
+  Hasher() : state_(XXH3_createState(), &XXH3_freeState) {
+    ESKER_CHECK(state_ != nullptr && XXH3_128bits_reset(state_.get()) == XXH_OK);
+  }
+  void Add(ByteView piece) { XXH3_128bits_update(state_.get(), piece.data(), piece.size()); }
+  Hash128 Digest() const { return FromXxh(XXH3_128bits_digest(state_.get())); }
+
+ private:
+  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state_;
+};
+
+}  // namespace
+
+Hash128 HashOf(ByteView bytes) { return FromXxh(XXH3_128bits(bytes.data(), bytes.size())); }
+
+Checksums ChecksumsOf(ByteView bytes) {
+  Hasher hasher;
+  Checksums sums;
+  for (; !bytes.empty(); bytes = bytes.subspan(std::min(kPieceBytes, bytes.size()))) {
+    const ByteView piece = bytes.first(std::min(kPieceBytes, bytes.size()));
+    hasher.Add(piece);
+    sums.crc32c = Crc32c(piece, sums.crc32c);
+  }
+  sums.hash = hasher.Digest();
+  return sums;
+}
+
+Hash128 CopyAndHash(std::span<const ByteView> pieces, MutableBytes to) {
+  Hasher hasher;
+  for (ByteView from : pieces) {
+    for (size_t bytes = 0; !from.empty(); from = from.subspan(bytes), to = to.subspan(bytes)) {
+      bytes = std::min(kPieceBytes, from.size());
+      std::memcpy(to.data(), from.data(), bytes);
+      hasher.Add(to.first(bytes));
+    }
+  }
+  return hasher.Digest();
 }
 
 absl::StatusOr<Hash128> HashFromBytes(std::string_view bytes, std::string_view what) {

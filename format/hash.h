@@ -4,6 +4,7 @@
 #include <array>
 #include <compare>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -31,6 +32,18 @@ static_assert(sizeof(Hash128) == 16);
 
 // XXH3-128 with seed 0. Guards against accident, not against an attacker who seeks collisions.
 Hash128 HashOf(ByteView bytes);
+
+// Both checksums of the same bytes, which are read from memory once: piece by piece, in the caches.
+struct Checksums {
+  Hash128 hash;
+  uint32_t crc32c = 0;
+};
+Checksums ChecksumsOf(ByteView bytes);
+
+// Copies the pieces, one behind the other, and hashes the copy, piece by piece while it is in the caches:
+// what has the hash is what is in `to`, whatever becomes of the source meanwhile. `to` is as long as they are
+// together.
+Hash128 CopyAndHash(std::span<const ByteView> pieces, MutableBytes to);
 
 // From exactly 16 bytes; kInvalidArgument otherwise, naming `what`.
 absl::StatusOr<Hash128> HashFromBytes(std::string_view bytes, std::string_view what);

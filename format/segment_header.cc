@@ -44,7 +44,9 @@ static_assert(offsetof(RawHeader, reserved2) == 56);
 static_assert(offsetof(RawHeader, header_crc32c) == 60);
 static_assert(kFirstRecordOffset % kRecordAlignment == 0);
 
-absl::Status Damaged(std::string_view what) { return absl::DataLossError(StrCat("segment header: ", what)); }
+absl::Status DamagedHeader(std::string_view what) {
+  return absl::DataLossError(StrCat("segment header: ", what));
+}
 
 }  // namespace
 
@@ -67,33 +69,35 @@ void EncodeSegmentHeader(const SegmentHeader& header, MutableBytes to) {
 
 absl::StatusOr<SegmentHeader> DecodeSegmentHeader(ByteView from) {
   if (from.size() < kSegmentHeaderBytes) {
-    return Damaged(
+    return DamagedHeader(
         StrCat("cut short: expected at least ", kSegmentHeaderBytes, " bytes, found ", from.size()));
   }
   RawHeader raw;
   std::memcpy(&raw, from.data(), sizeof(raw));
   if (AsText(from.first(4)) != kMagic) {
-    return Damaged(absl::StrFormat("expected the magic number \"ESKS\", found the bytes %02x %02x %02x %02x",
-                                   static_cast<uint8_t>(raw.magic[0]), static_cast<uint8_t>(raw.magic[1]),
-                                   static_cast<uint8_t>(raw.magic[2]), static_cast<uint8_t>(raw.magic[3])));
+    return DamagedHeader(
+        absl::StrFormat("expected the magic number \"ESKS\", found the bytes %02x %02x %02x %02x",
+                        static_cast<uint8_t>(raw.magic[0]), static_cast<uint8_t>(raw.magic[1]),
+                        static_cast<uint8_t>(raw.magic[2]), static_cast<uint8_t>(raw.magic[3])));
   }
   const uint32_t crc = Crc32c(from.first(offsetof(RawHeader, header_crc32c)));
   if (crc != raw.header_crc32c) {
-    return Damaged(absl::StrFormat("it says CRC-32C %08x, but has %08x", raw.header_crc32c, crc));
+    return DamagedHeader(absl::StrFormat("it says CRC-32C %08x, but has %08x", raw.header_crc32c, crc));
   }
   if (raw.version > kFormatVersion) {
     return absl::UnimplementedError(StrCat("segment header: written in format version ", raw.version,
                                            "; this program reads up to ", kFormatVersion,
                                            ": use a newer one"));
   }
-  if (raw.version == 0) return Damaged("expected a format version of 1 or more, found 0");
+  if (raw.version == 0) return DamagedHeader("expected a format version of 1 or more, found 0");
   if (raw.reserved != 0 || raw.reserved2 != 0) {
-    return Damaged(StrCat("expected 0 in the reserved bytes, found ", raw.reserved, " and ", raw.reserved2));
+    return DamagedHeader(
+        StrCat("expected 0 in the reserved bytes, found ", raw.reserved, " and ", raw.reserved2));
   }
   if (raw.segment_bytes <= kFirstRecordOffset || raw.segment_bytes % kRecordAlignment != 0) {
-    return Damaged(StrCat("expected a segment of more than ", kFirstRecordOffset,
-                          " bytes in whole blocks of ", kRecordAlignment, ", found one of ",
-                          raw.segment_bytes));
+    return DamagedHeader(StrCat("expected a segment of more than ", kFirstRecordOffset,
+                                " bytes in whole blocks of ", kRecordAlignment, ", found one of ",
+                                raw.segment_bytes));
   }
   SegmentHeader header;
   std::copy(std::begin(raw.store_id), std::end(raw.store_id), header.store_id.begin());

@@ -141,9 +141,9 @@ std::vector<Knob> Knobs() {
        "it if more than 32 ranks save at a time and the network is faster than the disk.",
        Mebibytes(&StoreOptions::buffer_pool_bytes, 16, kTebibyte)},
       {"recycle-mib", "N",
-       "Empty segments kept for new data, in MiB together. Default 2048. Raise it to what one save writes, "
-       "where disk "
-       "space allows it: written files take data about twice as fast as new ones.",
+       "Limit of the stock of empty segments for new data, in MiB. Default 65536. The stock is what the "
+       "largest of the "
+       "last saves took. Raise it if one save writes more; lower it if others need the disk; 0: no stock.",
        Mebibytes(&StoreOptions::recycle_bytes, 0, 1024 * kTebibyte)},
       {"min-free-mib", "N",
        "Space of the file system that is never promised to a save, in MiB. Default 256. Raise it if others "

@@ -10,7 +10,9 @@
 #include "server/catalog/catalog.h"
 #include "server/config.h"
 #include "server/coordinator/coordinator.h"
+#include "server/local/local_server.h"
 #include "server/rpc/rpc_server.h"
+#include "server/store/chunk_reader.h"
 #include "server/store/store.h"
 
 namespace esker {
@@ -33,17 +35,20 @@ class Server {
   Store* store() { return store_.get(); }
   Coordinator* coordinator() { return coordinator_.get(); }
 
-  // Stops serving: RpcServer::Shutdown. What was acknowledged is durable already; the rest is closed by the
-  // destructor.
-  void Shutdown(std::chrono::milliseconds drain) { rpc_->Shutdown(drain); }
+  // Stops serving: LocalServer::Shutdown, then RpcServer::Shutdown with what is left of the time. What was
+  // acknowledged is durable already; the rest is closed by the destructor.
+  void Shutdown(std::chrono::milliseconds drain);
 
  private:
   Server() = default;
+  LocalSocket ListenLocally(const ServerConfig& config);
 
   // In the order of opening; closed the other way round.
   std::unique_ptr<Store> store_;
+  std::unique_ptr<ChunkReader> reader_;
   std::unique_ptr<Catalog> catalog_;
   std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<LocalServer> local_;  // nullptr where its socket can't be made
   std::unique_ptr<RpcServer> rpc_;
 };
 

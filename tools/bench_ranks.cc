@@ -1,6 +1,7 @@
 #include "tools/bench_ranks.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -20,6 +21,7 @@
 #include "format/base/bytes.h"
 #include "format/base/status.h"
 #include "format/base/text.h"
+#include "format/base/unique_fd.h"
 #include "tools/files.h"
 
 namespace esker {
@@ -29,6 +31,7 @@ constexpr uint64_t kColumns = kBenchRowBytes / 2;  // of bf16
 constexpr uint64_t kRowsPerTensor = 4096;          // of one rank: 32 MiB
 constexpr size_t kMaxServerBytes = 256;
 constexpr size_t kMaxErrorBytes = 1024;
+constexpr size_t kSendBytes = 1 << 20;
 
 struct Command {
   BenchOp op;
@@ -48,9 +51,14 @@ double NowSeconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-double CpuSeconds() {
+rusage Usage() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
+  return usage;
+}
+
+double CpuSeconds() {
+  const rusage usage = Usage();
   const auto seconds = [](const timeval& time) {
     return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
   };
@@ -80,6 +88,24 @@ absl::StatusOr<MutableBytes> TouchedMemory(uint64_t bytes) {
   return MutableBytes(static_cast<std::byte*>(memory), bytes);
 }
 
+// Until the other end has enough.
+absl::Status SendOverAndOver(uint16_t port, ByteView bytes) {
+  const UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (!socket || ::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+    return FileError(errno, StrCat("connecting to port ", port));
+  }
+  for (size_t at = 0;; at %= bytes.size()) {
+    const size_t piece = std::min(kSendBytes, bytes.size() - at);
+    const ssize_t sent = ::send(socket.get(), bytes.data() + at, piece, MSG_NOSIGNAL);
+    if (sent < 0) return absl::OkStatus();
+    at += static_cast<size_t>(sent);
+  }
+}
+
 // One rank, in its own process.
 class RankProcess {
  public:
@@ -91,6 +117,7 @@ class RankProcess {
     while (::recv(socket, &command, sizeof(command), 0) == sizeof(command)) {
       Reply reply{};
       const absl::Status status = Do(command, &reply.timing);
+      reply.timing.peak_rss_bytes = static_cast<uint64_t>(Usage().ru_maxrss) << 10;
       reply.code = static_cast<int32_t>(status.code());
       absl::SNPrintF(reply.error, sizeof(reply.error), "%s", status.message());
       if (::send(socket, &reply, sizeof(reply), MSG_NOSIGNAL) != sizeof(reply)) return;
@@ -102,6 +129,8 @@ class RankProcess {
     switch (command.op) {
       case BenchOp::kConnect:
         return Connect(command.server);
+      case BenchOp::kReopen:
+        return Reopen();
       case BenchOp::kFill:
         return Fill(command.argument);
       case BenchOp::kSave:
@@ -115,6 +144,9 @@ class RankProcess {
         return Restore(command.argument, timing);
       case BenchOp::kCheck:
         return Check(command.argument);
+      case BenchOp::kSendTcp:
+        if (rank_ != 0) return absl::OkStatus();
+        return SendOverAndOver(static_cast<uint16_t>(command.argument), state_);
     }
     return absl::InternalError("no such operation");
   }
@@ -130,13 +162,20 @@ class RankProcess {
                         .offset = {rows * rank_, 0},
                         .extent = {rows, kColumns}});
     }
+    server_ = server;
+    return Reopen();
+  }
+
+  absl::Status Reopen() {
+    checkpointer_.reset();
     CheckpointerOptions options;
-    options.server = server;
+    options.server = server_;
     options.run = options_.run;
     options.rank = rank_;
     options.world_size = options_.ranks;
     options.incarnation = options_.incarnation;
     options.compression = options_.compression;
+    options.transport = options_.transport;
     options.staging_bytes = state_.size();
     options.connect_timeout_ms = options_.connect_timeout_ms;
     ESKER_ASSIGN_OR_RETURN(checkpointer_, Checkpointer::Open(options));
@@ -176,6 +215,7 @@ class RankProcess {
     const absl::Status status = handle.Wait();
     timing->end_s = NowSeconds();
     timing->cpu_s = CpuSeconds() - cpu_before;
+    timing->transport = handle.Progress().transport;
     return status;
   }
 
@@ -188,9 +228,12 @@ class RankProcess {
     }
     const double cpu_before = CpuSeconds();
     timing->begin_s = NowSeconds();
-    const absl::Status status = checkpointer_->Restore(step, wanted).status();
+    ESKER_ASSIGN_OR_RETURN(const auto checkpoint, checkpointer_->OpenCheckpoint(step));
+    const absl::Status status =
+        checkpoint->Restore({.tensors = std::move(wanted), .preferred_rank = rank_, .progress = {}});
     timing->end_s = NowSeconds();
     timing->cpu_s = CpuSeconds() - cpu_before;
+    timing->transport = checkpoint->transport();
     return status;
   }
 
@@ -214,6 +257,7 @@ class RankProcess {
 
   const BenchRanksOptions options_;
   const uint32_t rank_;
+  std::string server_;
   MutableBytes state_;  // as long as the process
   MutableBytes copy_;
   std::vector<TensorBox> boxes_;

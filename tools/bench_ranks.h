@@ -20,6 +20,7 @@ struct BenchRanksOptions {
   std::string run;
   std::string incarnation;
   Compression compression = Compression::kNone;
+  Transport transport = Transport::kAuto;
   uint64_t connect_timeout_ms = 10'000;
 };
 
@@ -28,12 +29,14 @@ inline constexpr uint64_t kBenchRowBytes = 8192;
 
 enum class BenchOp : uint32_t {
   kConnect,  // to `server`
+  kReopen,   // close the Checkpointer, and open another: its staging memory is touched from then on
   kFill,     // the state with random bytes of seed `argument`
   kSave,     // the state as step `argument`, and wait for the commit
   kCopy,     // one memcpy of the state into touched memory, by as many threads as Save uses
   kWipe,     // the state, so that a restore has to bring it back
   kRestore,  // step `argument` into the state
   kCheck,    // that the state is that of seed `argument`
+  kSendTcp,  // rank 0: its state, again and again, to port `argument` of this host until the port is closed
 };
 
 // How one rank fared. Times are seconds of CLOCK_MONOTONIC, which all processes share.
@@ -42,6 +45,8 @@ struct BenchTiming {
   double returned_s = 0;  // kSave: when Save gave the state back to the caller
   double end_s = 0;
   double cpu_s = 0;  // of the rank's process, user and system
+  uint64_t peak_rss_bytes = 0;
+  Transport transport = Transport::kAuto;  // how the payload went, or came
 };
 
 // Not thread-safe.

@@ -48,6 +48,9 @@ absl::StatusOr<std::unique_ptr<Reader>> ConnectReader(const Cli& cli);
 // --compress, and the name of what it chose.
 void AddCompressOption(CLI::App* command, Compression* compression);
 std::string CompressionName(Compression compression);
+// --transport, and the name of what it chose or of what was used.
+void AddTransportOption(CLI::App* command, Transport* transport);
+std::string TransportName(Transport transport);
 
 // The step to ask a Reader for.
 std::optional<uint64_t> StepOf(const CheckpointName& name);
@@ -68,5 +71,7 @@ void AddStatusCommand(CLI::App* app, Cli* cli);
 void AddDumpCommand(CLI::App* app, Cli* cli);
 void AddBenchCommand(CLI::App* app, Cli* cli);         // bench, bench save, bench restore
 void AddBenchCodecCommand(CLI::App* bench, Cli* cli);  // bench codec
+void AddBenchStallCommand(CLI::App* app, CLI::App* bench, Cli* cli);
+void AddBenchCommitCommand(CLI::App* app, CLI::App* bench, Cli* cli);
 
 }  // namespace esker

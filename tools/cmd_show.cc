@@ -1,11 +1,13 @@
 // esker show RUN@STEP [--tensors] [--items]
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "format/base/status.h"
 #include "format/base/text.h"
+#include "format/codec.h"
 #include "format/hash.h"
 #include "tools/cli.h"
 #include "tools/records.h"
@@ -35,6 +37,12 @@ std::string ServersOf(const v1::Manifest& manifest, const v1::PartEntry& part) {
   });
 }
 
+// What the part's new chunks were encoded with.
+std::string CodecText(uint32_t number) {
+  const std::optional<CodecId> id = CodecFromNumber(number);
+  return id.has_value() ? std::string(CodecName(*id)) : absl::StrCat("codec ", number);
+}
+
 Json ManifestJson(const v1::Manifest& manifest) {
   Json ranks = Json::array();
   for (const v1::PartEntry& part : manifest.parts()) {
@@ -43,6 +51,7 @@ Json ManifestJson(const v1::Manifest& manifest) {
                      {"stored_bytes", part.stored_bytes()},
                      {"new_stored_bytes", part.new_stored_bytes()},
                      {"unchanged_bytes", part.unchanged_bytes()},
+                     {"codec", CodecText(part.codec())},
                      {"part_digest", Hex(part.part_digest())},
                      {"layout_digest", Hex(part.layout_digest())},
                      {"servers", part.servers()}});
@@ -77,12 +86,14 @@ void PrintRanks(const v1::Manifest& manifest) {
                {"raw", Align::kRight},
                {"stored", Align::kRight},
                {"new", Align::kRight},
+               {"codec"},
                {"part"},
                {"servers"}});
   for (int i = 0; i < std::min(manifest.parts_size(), kMaxRanksShown); ++i) {
     const v1::PartEntry& part = manifest.parts(i);
     table.Add({absl::StrCat(part.rank()), HumanBytes(part.raw_bytes()), HumanBytes(part.stored_bytes()),
-               HumanBytes(part.new_stored_bytes()), Hex(part.part_digest()), ServersOf(manifest, part)});
+               HumanBytes(part.new_stored_bytes()), CodecText(part.codec()), Hex(part.part_digest()),
+               ServersOf(manifest, part)});
   }
   std::printf("\n%s", table.ToString().c_str());
   if (manifest.parts_size() > kMaxRanksShown) {

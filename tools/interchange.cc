@@ -69,8 +69,9 @@ absl::StatusOr<Format> DetectFormat(const std::string& path) {
     const bool dcp = std::filesystem::exists(std::filesystem::path(path) / ".metadata", error);
     return dcp ? Format::kDcp : Format::kSafetensors;
   }
-  ESKER_ASSIGN_OR_RETURN(const std::string head, Head(path));
-  return BeginsAsTorch(head) ? Format::kTorch : Format::kSafetensors;
+  const absl::StatusOr<std::string> head = Head(path);
+  if (!head.ok()) return head.status();
+  return BeginsAsTorch(*head) ? Format::kTorch : Format::kSafetensors;
 }
 
 std::optional<Format> FormatNamed(const std::string& name) {

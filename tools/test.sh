@@ -9,10 +9,10 @@ shift || true
 
 tools/setup.sh
 tools/build.sh "$preset"
-# As many at a time as there are cores: most of them wait, for a disk, a process or a time limit.
+# One more at a time than there are cores: most of them wait, for a disk, a process or a time limit.
 status=0
 log="build/$preset/ctest.log"
-ctest --test-dir "build/$preset" --parallel "$(nproc)" --output-on-failure --no-tests=error "$@" | tee "$log" || status=$?
+ctest --test-dir "build/$preset" --parallel "$(($(nproc) + 1))" --output-on-failure --no-tests=error "$@" | tee "$log" || status=$?
 if [[ $preset == release && $# == 0 ]]; then
   tools/test_python.sh || status=$?
   sed -n '/tests passed/,$p' "$log"  # ctest's summary again, so that it is not looked for above

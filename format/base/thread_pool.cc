@@ -1,6 +1,8 @@
 #include "format/base/thread_pool.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <utility>
 
@@ -8,10 +10,10 @@
 
 namespace esker {
 
-ThreadPool::ThreadPool(int threads, const std::string& name) {
+ThreadPool::ThreadPool(int threads, const std::string& name, int niceness) {
   ESKER_CHECK(threads > 0);
   for (int i = 0; i < threads; ++i) {
-    threads_.emplace_back([this] { Work(); });
+    threads_.emplace_back([this, niceness] { Work(niceness); });
     pthread_setname_np(threads_.back().native_handle(), name.substr(0, 15).c_str());
   }
 }
@@ -32,7 +34,9 @@ void ThreadPool::Schedule(std::function<void()> task) {
   wake_.NotifyOne();
 }
 
-void ThreadPool::Work() {
+void ThreadPool::Work(int niceness) {
+  // Of this thread alone; refused or not, the tasks are run.
+  if (niceness != 0) ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), niceness);
   while (true) {
     std::function<void()> task;
     {

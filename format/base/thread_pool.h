@@ -14,8 +14,9 @@ namespace esker {
 // Thread-safe. A task may schedule further tasks, but must not wait for one.
 class ThreadPool {
  public:
-  // Starts `threads` threads, named `name` in the system's tools (at most 15 characters).
-  ThreadPool(int threads, const std::string& name);
+  // Starts `threads` threads, named `name` in the system's tools (at most 15 characters). `niceness`: how
+  // much they stand back for other threads of the machine (setpriority; 0: not at all).
+  ThreadPool(int threads, const std::string& name, int niceness = 0);
   // Runs every task that was scheduled, then joins.
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -27,7 +28,7 @@ class ThreadPool {
   int threads() const { return static_cast<int>(threads_.size()); }
 
  private:
-  void Work();
+  void Work(int niceness);
 
   Mutex mu_;
   CondVar wake_;

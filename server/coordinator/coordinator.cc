@@ -15,6 +15,7 @@
 #include "server/coordinator/checkpoints.h"
 #include "server/coordinator/commit.h"
 #include "server/coordinator/garbage.h"
+#include "server/coordinator/handed_over.h"
 #include "server/coordinator/manifests.h"
 #include "server/coordinator/requests.h"
 #include "server/coordinator/runs.h"
@@ -46,6 +47,7 @@ class Coordinator::Impl {
         checkpoints_(&records_, &runs_, &sessions_, &manifests_),
         watch_(&runs_, &saves_, &sessions_, &committer_, store, options.clock, options.save_timeout_ms),
         collector_(&records_, &runs_, &saves_, store, options.clock),
+        handed_over_(options.clock),
         last_collection_ms_(options.clock->MonotonicMillis()) {}
 
   ~Impl() {
@@ -71,6 +73,7 @@ class Coordinator::Impl {
   Saves& saves() { return saves_; }
   Checkpoints& checkpoints() { return checkpoints_; }
   GarbageCollector& collector() { return collector_; }
+  HandedOver& handed_over() { return handed_over_; }
 
  private:
   // Until the coordinator stops: calls `look`, then rests for `period`.
@@ -95,6 +98,7 @@ class Coordinator::Impl {
   Checkpoints checkpoints_;
   SaveWatch watch_;
   GarbageCollector collector_;
+  HandedOver handed_over_;
 
   // Held over one look of each kind, before all other locks: so that Tick returns only when a look that began
   // after its call is done.
@@ -152,6 +156,8 @@ void Coordinator::Impl::CollectIfDue() {
 }
 
 absl::StatusOr<v1::OpenRunResponse> Coordinator::Impl::OpenRun(const v1::OpenRunRequest& request) {
+  ESKER_ASSIGN_OR_RETURN(const bool is_new, runs_.IsNewIncarnation(request.run(), request.incarnation()));
+  if (is_new) ESKER_RETURN_IF_ERROR(handed_over_.CheckNone(request.run()));
   v1::OpenRunResponse response;
   ESKER_ASSIGN_OR_RETURN(const uint64_t attempt, runs_.Open(request.run(), request.incarnation()));
   response.set_attempt(attempt);
@@ -270,7 +276,8 @@ absl::Status Coordinator::Impl::AbortSave(const v1::AbortSaveRequest& request) {
   const SaveRef save = RefOf(request.save());
   ESKER_RETURN_IF_ERROR(CheckSaveContext(request.save()));
   ESKER_ASSIGN_OR_RETURN(SaveStanding standing, saves_.FindForNewest(request.save()));
-  if (standing.state == SaveStanding::State::kSaving) {
+  // If it was aborted before, this ends what ranks that did not know have begun in the store since.
+  if (standing.state == SaveStanding::State::kSaving || standing.state == SaveStanding::State::kAborted) {
     const std::string who = StrCat("rank ", request.save().rank(), ": ");
     const std::string reason =
         request.reason().starts_with(who) ? request.reason() : StrCat(who, request.reason());
@@ -302,6 +309,10 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(const Coordinato
 absl::StatusOr<v1::OpenRunResponse> Coordinator::OpenRun(const v1::OpenRunRequest& request) {
   ESKER_RETURN_IF_ERROR(CheckOpenRun(request));
   return impl_->OpenRun(request);
+}
+
+std::shared_ptr<const void> Coordinator::HoldSave(const std::string& run) {
+  return impl_->handed_over().Hold(run);
 }
 
 absl::StatusOr<v1::BeginSaveResponse> Coordinator::BeginSave(const v1::BeginSaveRequest& request) {

@@ -45,8 +45,12 @@ class Coordinator {
 
   // A new incarnation gets the next attempt; the newest one asking again gets the same (so every rank calls
   // it); an older one is refused with kPermissionDenied. Opening a new attempt aborts the saves of older
-  // ones.
+  // ones; so it is refused for a while (kUnavailable: try again) as long as HoldSave holds one of them.
   absl::StatusOr<v1::OpenRunResponse> OpenRun(const v1::OpenRunRequest& request);
+
+  // A rank's part of a save of `run` is in this server's own hands, which needs nothing more of the rank
+  // (server/local). Until the result is dropped, before the coordinator ends.
+  std::shared_ptr<const void> HoldSave(const std::string& run);
 
   // Joins the save of (run, step, attempt), beginning it if this is the first rank. A committed step may be
   // saved again by a newer attempt (the old checkpoint stays until the new one commits); by the same attempt

@@ -93,6 +93,11 @@ absl::StatusOr<uint64_t> Runs::Open(const std::string& run, const std::string& i
   return LostTooManyRaces(StrCat("opening run ", run));
 }
 
+absl::StatusOr<bool> Runs::IsNewIncarnation(const std::string& run, const std::string& incarnation) const {
+  ESKER_ASSIGN_OR_RETURN(const StoredRun stored, records_->Run(run));
+  return stored.exists() && FindIncarnation(stored.record, incarnation) == nullptr;
+}
+
 absl::StatusOr<StoredRun> Runs::Require(const std::string& run) const {
   ESKER_ASSIGN_OR_RETURN(StoredRun stored, records_->Run(run));
   if (stored.exists()) return stored;

@@ -29,6 +29,8 @@ class Runs {
   // abort. From its return on no save of an older attempt can commit: the record's version is a condition of
   // each commit.
   absl::StatusOr<uint64_t> Open(const std::string& run, const std::string& incarnation) const;
+  // Whether Open would make a new attempt of a run that there is already.
+  absl::StatusOr<bool> IsNewIncarnation(const std::string& run, const std::string& incarnation) const;
 
   // The run's record; kNotFound names runs with similar names.
   absl::StatusOr<StoredRun> Require(const std::string& run) const;

@@ -1,6 +1,7 @@
 #include "server/io/buffer_pool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "format/base/huge_pages.h"
 #include "format/base/mutex.h"
 #include "format/base/status.h"
 #include "server/io/disk.h"
@@ -18,32 +20,57 @@
 namespace esker {
 namespace {
 
-constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
+void* MapOrAbort(void* at, uint64_t bytes, int protection, int flags, int fd) {
+  void* mapped = ::mmap(at, bytes, protection, flags, fd, 0);
+  if (mapped != MAP_FAILED) return mapped;
+  std::fprintf(stderr,
+               "can't map %llu bytes for the buffer pool: %s: lower its size or raise the memory limit\n",
+               static_cast<unsigned long long>(bytes), ::strerror(errno));
+  std::abort();
+}
 
-// Maps more than is wanted and gives the ends back, so that huge pages fit from the first byte on.
-MutableBytes MapTouched(uint64_t bytes) {
-  const uint64_t mapped_bytes = bytes + kHugePageBytes;
-  void* mapped = ::mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) {
-    std::fprintf(stderr,
-                 "can't map %llu bytes for the buffer pool: %s: lower its size or raise the memory limit\n",
-                 static_cast<unsigned long long>(bytes), ::strerror(errno));
-    std::abort();
-  }
-  const auto address = reinterpret_cast<uintptr_t>(mapped);
+// Memory with a descriptor, or nothing where the system is too old to make any that others can't write to.
+UniqueFd ShareableMemory(uint64_t bytes) {
+  UniqueFd fd(::memfd_create("esker-buffers", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return UniqueFd();
+  return fd;
+}
+
+// After this, only what is mapped already can be written to.
+bool Seal(const UniqueFd& memory) {
+#ifdef F_SEAL_FUTURE_WRITE
+  return ::fcntl(memory.get(), F_ADD_SEALS,
+                 F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) == 0;
+#else
+  return false;
+#endif
+}
+
+// Reserves more addresses than are wanted and gives the ends back, so that huge pages fit from the first byte
+// on. Without `memory`, which is sealed: private.
+MutableBytes MapTouched(uint64_t bytes, UniqueFd* memory) {
+  const uint64_t reserved_bytes = bytes + kHugePageBytes;
+  void* reserved = MapOrAbort(nullptr, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  const auto address = reinterpret_cast<uintptr_t>(reserved);
   const uint64_t before = RoundUp(address, kHugePageBytes) - address;
-  const uint64_t after = mapped_bytes - before - bytes;
-  auto* start = static_cast<std::byte*>(mapped) + before;
-  if (before > 0) ::munmap(mapped, before);
+  const uint64_t after = reserved_bytes - before - bytes;
+  auto* start = static_cast<std::byte*>(reserved) + before;
+  if (before > 0) ::munmap(reserved, before);
   if (after > 0) ::munmap(start + bytes, after);
 
-  // Refused where huge pages are switched off: then small ones do.
-  (void)::madvise(start, bytes, MADV_HUGEPAGE);
-#ifdef MADV_POPULATE_WRITE
-  if (::madvise(start, bytes, MADV_POPULATE_WRITE) == 0) return {start, bytes};
-#endif
-  for (uint64_t at = 0; at < bytes; at += kBlockBytes) start[at] = std::byte{0};
-  return {start, bytes};
+  constexpr int kAccess = PROT_READ | PROT_WRITE;
+  if (*memory) MapOrAbort(start, bytes, kAccess, MAP_SHARED | MAP_FIXED, memory->get());
+  if (!*memory || !Seal(*memory)) {
+    MapOrAbort(start, bytes, kAccess, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1);
+    *memory = UniqueFd();
+  }
+  const MutableBytes pool(start, bytes);
+  if (!Populate(pool)) {
+    for (uint64_t at = 0; at < bytes; at += kBlockBytes) start[at] = std::byte{0};
+  }
+  // Now, before a device has any of it.
+  if (*memory) Collapse(pool.first(bytes / kHugePageBytes * kHugePageBytes));
+  return pool;
 }
 
 }  // namespace
@@ -60,6 +87,7 @@ struct BufferPool::Impl {
     Buffer buffer;
   };
 
+  UniqueFd descriptor;
   MutableBytes memory;
   uint64_t max_buffer_bytes = 0;
 
@@ -130,7 +158,9 @@ void BufferPool::Impl::Dispatch(std::deque<Grant> grants) {
 
 BufferPool::BufferPool(uint64_t capacity_bytes, uint64_t max_buffer_bytes) : impl_(std::make_unique<Impl>()) {
   ESKER_CHECK(max_buffer_bytes > 0 && capacity_bytes >= max_buffer_bytes);
-  impl_->memory = MapTouched(RoundUp(capacity_bytes, kBlockBytes));
+  const uint64_t bytes = RoundUp(capacity_bytes, kBlockBytes);
+  impl_->descriptor = ShareableMemory(bytes);
+  impl_->memory = MapTouched(bytes, &impl_->descriptor);
   impl_->max_buffer_bytes = max_buffer_bytes;
   MutexLock lock(&impl_->mu);
   impl_->free_runs.emplace(0, impl_->memory.size());
@@ -192,9 +222,17 @@ void BufferPool::Release(MutableBytes bytes) {
 
 MutableBytes BufferPool::memory() const { return impl_->memory; }
 
+const UniqueFd& BufferPool::descriptor() const { return impl_->descriptor; }
+
 uint64_t BufferPool::in_use_bytes() const {
   MutexLock lock(&impl_->mu);
   return impl_->in_use_bytes;
+}
+
+Buffer Buffer::Borrow(MutableBytes bytes, std::shared_ptr<const void> owner) {
+  Buffer buffer(nullptr, bytes);
+  buffer.owner_ = std::move(owner);
+  return buffer;
 }
 
 Buffer::~Buffer() {
@@ -202,12 +240,15 @@ Buffer::~Buffer() {
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : pool_(std::exchange(other.pool_, nullptr)), bytes_(std::exchange(other.bytes_, {})) {}
+    : pool_(std::exchange(other.pool_, nullptr)),
+      owner_(std::move(other.owner_)),
+      bytes_(std::exchange(other.bytes_, {})) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
     Buffer old(std::move(*this));
     pool_ = std::exchange(other.pool_, nullptr);
+    owner_ = std::move(other.owner_);
     bytes_ = std::exchange(other.bytes_, {});
   }
   return *this;

@@ -6,16 +6,19 @@
 #include <memory>
 
 #include "format/base/bytes.h"
+#include "format/base/unique_fd.h"
 
 namespace esker {
 
 class BufferPool;
 
 // A piece of the pool's memory, kBlockBytes-aligned; given back when destroyed. Movable. Must not outlive the
-// pool.
+// pool. Or such a piece of somebody else's memory (Borrow).
 class Buffer {
  public:
   Buffer() = default;
+  // `bytes` are as aligned and stay as long as `owner` does, a copy of which is dropped with the buffer.
+  static Buffer Borrow(MutableBytes bytes, std::shared_ptr<const void> owner);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -25,13 +28,14 @@ class Buffer {
   MutableBytes bytes() const { return bytes_; }
   std::byte* data() const { return bytes_.data(); }
   uint64_t size() const { return bytes_.size(); }
-  explicit operator bool() const { return pool_ != nullptr; }
+  explicit operator bool() const { return bytes_.data() != nullptr; }
 
  private:
   friend class BufferPool;
   Buffer(BufferPool* pool, MutableBytes bytes) : pool_(pool), bytes_(bytes) {}
 
-  BufferPool* pool_ = nullptr;
+  BufferPool* pool_ = nullptr;  // nullptr: borrowed, or empty
+  std::shared_ptr<const void> owner_;
   MutableBytes bytes_;
 };
 
@@ -56,6 +60,9 @@ class BufferPool {
 
   // All of the pool's memory, for Disk::RegisterMemory.
   MutableBytes memory() const;
+  // The same memory for other processes, who can map it for reading alone: it is sealed against any further
+  // way to write to it, and against another size. Empty where the system has no such memory.
+  const UniqueFd& descriptor() const;
   uint64_t in_use_bytes() const;
 
  private:

@@ -104,18 +104,6 @@ absl::Status ErrnoStatus(int error, const std::string& context) {
   return absl::Status(meaning.code, message);
 }
 
-UniqueFd::~UniqueFd() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
-UniqueFd& UniqueFd::operator=(UniqueFd&& other) noexcept {
-  if (this != &other) {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = std::exchange(other.fd_, -1);
-  }
-  return *this;
-}
-
 absl::Status PosixFile::Sync() {
   MutexLock lock(&sync_mu_);
   if (sync_failed_) {

@@ -4,12 +4,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "format/base/mutex.h"
+#include "format/base/unique_fd.h"
 #include "server/io/disk.h"
 
 namespace esker {
@@ -18,22 +18,6 @@ namespace esker {
 // No space or quota, too many files: kResourceExhausted. The device failed: kDataLoss. ENOENT: kNotFound.
 // EEXIST: kAlreadyExists. Not allowed: kPermissionDenied. Not known to kernel or file system: kUnimplemented.
 absl::Status ErrnoStatus(int error, const std::string& context);
-
-// Owns a file descriptor. Movable.
-class UniqueFd {
- public:
-  UniqueFd() = default;
-  explicit UniqueFd(int fd) : fd_(fd) {}
-  ~UniqueFd();
-  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  UniqueFd& operator=(UniqueFd&& other) noexcept;
-
-  int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
 
 // An open file; closed when destroyed. Thread-safe. The calls keep the contracts of the same names in
 // DiskFile.

@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
+#include <functional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -32,6 +34,9 @@ struct Transfer {
   uint64_t bytes;
   uint64_t block_bytes;
   std::vector<Buffer>* buffers;  // one for each operation at a time
+  // What to write: called for block after block, by one thread at a time. Empty: whatever lies in the
+  // buffers.
+  std::function<absl::Status(MutableBytes block)> fill = nullptr;
 
   uint64_t blocks() const { return (bytes + block_bytes - 1) / block_bytes; }
   uint64_t offset_of(uint64_t block) const { return block * block_bytes; }
@@ -70,9 +75,16 @@ absl::Status MoveByUring(io_uring* ring, const Transfer& transfer) {
   absl::Status status;
   while (true) {
     while (status.ok() && next < transfer.blocks() && !idle.empty()) {
-      block_in[idle.back()] = next;
-      PrepareBlock(ring, transfer, next++, idle.back());
+      const size_t buffer = idle.back();
+      if (transfer.fill) {
+        status = transfer.fill((*transfer.buffers)[buffer].bytes().subspan(0, transfer.length_of(next)));
+        if (!status.ok()) break;
+      }
+      block_in[buffer] = next;
+      PrepareBlock(ring, transfer, next++, buffer);
       idle.pop_back();
+      // While the next block comes in, this one is under way.
+      if (transfer.fill) static_cast<void>(io_uring_submit(ring));
     }
     if (idle.size() == transfer.buffers->size()) return status;
     const int submitted = io_uring_submit_and_wait(ring, 1);
@@ -88,13 +100,21 @@ absl::Status MoveByUring(io_uring* ring, const Transfer& transfer) {
 }
 
 absl::Status MoveByThreads(const Transfer& transfer) {
-  std::atomic<uint64_t> next{0};
+  uint64_t next = 0;
   Mutex mu;
   absl::Status status;
   std::vector<std::thread> threads;
   for (Buffer& buffer : *transfer.buffers) {
     threads.emplace_back([&transfer, &next, &mu, &status, &buffer] {
-      for (uint64_t block = next++; block < transfer.blocks(); block = next++) {
+      while (true) {
+        uint64_t block = 0;
+        {
+          MutexLock lock(&mu);
+          if (!status.ok() || next == transfer.blocks()) return;
+          block = next++;
+          if (transfer.fill) status = transfer.fill(buffer.bytes().subspan(0, transfer.length_of(block)));
+          if (!status.ok()) return;
+        }
         const uint64_t length = transfer.length_of(block);
         const auto offset = static_cast<off_t>(transfer.offset_of(block));
         const ssize_t moved = transfer.direction == Direction::kRead
@@ -125,31 +145,6 @@ bool OpenRing(unsigned depth, io_uring* ring) {
   return false;
 }
 
-class BandwidthTest {
- public:
-  static absl::StatusOr<std::unique_ptr<BandwidthTest>> Open(const std::string& directory, uint64_t bytes,
-                                                             uint64_t block_bytes, int depth);
-  ~BandwidthTest() {
-    if (ring_open_) io_uring_queue_exit(&ring_);
-  }
-
-  absl::Status Write();
-  absl::Status Read() { return Move(Direction::kRead); }
-  void DropPageCache() { (void)::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_DONTNEED); }
-
- private:
-  BandwidthTest(UniqueFd fd, uint64_t bytes, uint64_t block_bytes, int depth);
-  absl::Status Move(Direction direction);
-
-  const UniqueFd fd_;
-  const uint64_t bytes_;
-  const uint64_t block_bytes_;
-  BufferPool pool_;
-  std::vector<Buffer> buffers_;
-  io_uring ring_;
-  bool ring_open_ = false;
-};
-
 absl::StatusOr<UniqueFd> OpenNamelessFile(const std::string& directory) {
   std::string path = absl::StrCat(directory, "/.esker-bandwidth-XXXXXX");
   UniqueFd fd(::mkostemp(path.data(), O_CLOEXEC));
@@ -159,6 +154,33 @@ absl::StatusOr<UniqueFd> OpenNamelessFile(const std::string& directory) {
   if (::unlink(path.c_str()) != 0) return ErrnoStatus(errno, absl::StrCat("removing ", path));
   return direct ? std::move(direct) : std::move(fd);
 }
+
+}  // namespace
+
+class BandwidthTest {
+ public:
+  static absl::StatusOr<std::unique_ptr<BandwidthTest>> Open(const std::string& directory, uint64_t bytes,
+                                                             uint64_t block_bytes, int depth);
+  ~BandwidthTest() {
+    if (ring_open_) io_uring_queue_exit(&ring_);
+  }
+
+  absl::Status Write(const std::function<absl::Status(MutableBytes)>& fill = nullptr);
+  absl::Status Read() { return Move(Direction::kRead, nullptr); }
+  void DropPageCache() { (void)::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_DONTNEED); }
+
+ private:
+  BandwidthTest(UniqueFd fd, uint64_t bytes, uint64_t block_bytes, int depth);
+  absl::Status Move(Direction direction, const std::function<absl::Status(MutableBytes)>& fill);
+
+  const UniqueFd fd_;
+  const uint64_t bytes_;
+  const uint64_t block_bytes_;
+  BufferPool pool_;
+  std::vector<Buffer> buffers_;
+  io_uring ring_;
+  bool ring_open_ = false;
+};
 
 absl::StatusOr<std::unique_ptr<BandwidthTest>> BandwidthTest::Open(const std::string& directory,
                                                                    uint64_t bytes, uint64_t block_bytes,
@@ -193,16 +215,18 @@ BandwidthTest::BandwidthTest(UniqueFd fd, uint64_t bytes, uint64_t block_bytes, 
   ring_open_ = OpenRing(static_cast<unsigned>(depth), &ring_);
 }
 
-absl::Status BandwidthTest::Move(Direction direction) {
-  const Transfer transfer{fd_.get(), direction, bytes_, block_bytes_, &buffers_};
+absl::Status BandwidthTest::Move(Direction direction, const std::function<absl::Status(MutableBytes)>& fill) {
+  const Transfer transfer{fd_.get(), direction, bytes_, block_bytes_, &buffers_, fill};
   return ring_open_ ? MoveByUring(&ring_, transfer) : MoveByThreads(transfer);
 }
 
-absl::Status BandwidthTest::Write() {
-  ESKER_RETURN_IF_ERROR(Move(Direction::kWrite));
+absl::Status BandwidthTest::Write(const std::function<absl::Status(MutableBytes)>& fill) {
+  ESKER_RETURN_IF_ERROR(Move(Direction::kWrite, fill));
   if (::fdatasync(fd_.get()) != 0) return ErrnoStatus(errno, "fdatasync of the bandwidth test's file");
   return absl::OkStatus();
 }
+
+namespace {
 
 template <typename Action>
 absl::StatusOr<double> BytesPerSecond(uint64_t bytes, const Action& action) {
@@ -212,7 +236,88 @@ absl::StatusOr<double> BytesPerSecond(uint64_t bytes, const Action& action) {
   return static_cast<double>(bytes) / seconds.count();
 }
 
+constexpr time_t kPeerTimeoutSeconds = 30;
+
+absl::Status SocketError(int error, const std::string& what) {
+  if (error == EAGAIN || error == EWOULDBLOCK) {
+    return absl::DeadlineExceededError(absl::StrCat(what, ": nothing came for ", kPeerTimeoutSeconds, " s"));
+  }
+  return ErrnoStatus(error, what);
+}
+
+absl::Status LimitWaiting(int socket) {
+  const timeval limit{.tv_sec = kPeerTimeoutSeconds, .tv_usec = 0};
+  if (::setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) == 0) return absl::OkStatus();
+  return ErrnoStatus(errno, "limiting how long a socket waits");
+}
+
+absl::Status ReceiveAll(int socket, MutableBytes into) {
+  while (!into.empty()) {
+    const ssize_t got = ::recv(socket, into.data(), into.size(), 0);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return SocketError(errno, "receiving from the bandwidth test's sender");
+    if (got == 0)
+      return absl::UnavailableError("the bandwidth test's sender closed its connection too early");
+    into = into.subspan(static_cast<size_t>(got));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+class TcpToDisk::Impl {
+ public:
+  Impl(std::unique_ptr<BandwidthTest> test, uint64_t bytes) : test_(std::move(test)), bytes_(bytes) {}
+
+  absl::Status Listen() {
+    listener_ = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof(address);
+    auto* const generic = reinterpret_cast<sockaddr*>(&address);
+    if (!listener_ || ::bind(listener_.get(), generic, length) != 0 || ::listen(listener_.get(), 1) != 0 ||
+        ::getsockname(listener_.get(), generic, &length) != 0) {
+      return ErrnoStatus(errno, "listening for the bandwidth test's sender");
+    }
+    port_ = ntohs(address.sin_port);
+    return LimitWaiting(listener_.get());
+  }
+
+  absl::StatusOr<double> Receive() {
+    const UniqueFd connection(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    const int error = errno;
+    listener_.Reset();  // whoever connects too late must not send for ever
+    if (!connection) return SocketError(error, "waiting for the bandwidth test's sender");
+    ESKER_RETURN_IF_ERROR(LimitWaiting(connection.get()));
+    const auto fill = [&connection](MutableBytes block) { return ReceiveAll(connection.get(), block); };
+    return BytesPerSecond(bytes_, [&] { return test_->Write(fill); });
+  }
+
+  uint16_t port() const { return port_; }
+
+ private:
+  const std::unique_ptr<BandwidthTest> test_;
+  const uint64_t bytes_;
+  UniqueFd listener_;
+  uint16_t port_ = 0;
+};
+
+TcpToDisk::TcpToDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+TcpToDisk::~TcpToDisk() = default;
+
+absl::StatusOr<std::unique_ptr<TcpToDisk>> TcpToDisk::Open(const std::string& directory, uint64_t bytes,
+                                                           uint64_t block_bytes, int depth) {
+  ESKER_ASSIGN_OR_RETURN(auto test, BandwidthTest::Open(directory, bytes, block_bytes, depth));
+  ESKER_RETURN_IF_ERROR(test->Write());
+  auto impl = std::make_unique<Impl>(std::move(test), bytes);
+  ESKER_RETURN_IF_ERROR(impl->Listen());
+  return std::unique_ptr<TcpToDisk>(new TcpToDisk(std::move(impl)));
+}
+
+uint16_t TcpToDisk::port() const { return impl_->port(); }
+
+absl::StatusOr<double> TcpToDisk::Receive() { return impl_->Receive(); }
 
 absl::StatusOr<double> MeasureWriteBandwidth(const std::string& directory, uint64_t bytes,
                                              uint64_t block_bytes, int depth, bool into_written_file) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -27,5 +28,30 @@ absl::StatusOr<double> MeasureWriteBandwidth(const std::string& directory, uint6
 // The same for reading a file that was just written (untimed) and is not in the page cache.
 absl::StatusOr<double> MeasureReadBandwidth(const std::string& directory, uint64_t bytes,
                                             uint64_t block_bytes = kRawBlockBytes, int depth = kRawDepth);
+
+// What a bare program gives that takes bytes from one TCP connection of this host and writes them, as
+// MeasureWriteBandwidth does, into a file that was written before. Not thread-safe.
+class TcpToDisk {
+ public:
+  // Writes the file and listens on the loopback, at `port`.
+  static absl::StatusOr<std::unique_ptr<TcpToDisk>> Open(const std::string& directory, uint64_t bytes,
+                                                         uint64_t block_bytes = kRawBlockBytes,
+                                                         int depth = kRawDepth);
+  ~TcpToDisk();
+  TcpToDisk(const TcpToDisk&) = delete;
+  TcpToDisk& operator=(const TcpToDisk&) = delete;
+
+  uint16_t port() const;
+
+  // Bytes per second, from the moment a sender has connected until `bytes` are durable; then closes the
+  // connection. Once. Blocks; kDeadlineExceeded if nobody connects, or nothing comes, for 30 s. kUnavailable
+  // if the sender ends too early.
+  absl::StatusOr<double> Receive();
+
+ private:
+  class Impl;
+  explicit TcpToDisk(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace esker

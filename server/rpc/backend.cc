@@ -9,7 +9,6 @@ namespace {
 
 // Many, because Seals that wait together share one fdatasync.
 constexpr int kCallThreads = 32;
-constexpr int kReadThreads = 8;
 
 int StreamThreads() { return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 4, 16); }
 
@@ -21,17 +20,21 @@ uint64_t WatchResolutionMillis(const RpcOptions& options) {
 
 }  // namespace
 
-RpcBackend::RpcBackend(const RpcOptions& given_options, Coordinator* given_coordinator, Store* given_store)
+RpcBackend::RpcBackend(const RpcOptions& given_options, Coordinator* given_coordinator, Store* given_store,
+                       ChunkReader* given_reader)
     : options(given_options),
       coordinator(given_coordinator),
       store(given_store),
+      reader(given_reader),
       started_ms(given_options.clock->MonotonicMillis()),
-      read_budget(given_store->buffers()->memory().size() / 2),
       watch(given_options.clock, WatchResolutionMillis(given_options)),
       calls(kCallThreads, "rpc-call"),
       streams(StreamThreads(), "rpc-stream"),
-      reads(kReadThreads, "rpc-read"),
       unary(&options, &calls) {}
+
+int64_t RpcBackend::RenewIntervalMillis() const {
+  return static_cast<int64_t>(std::min<uint64_t>(1000, options.read_lease_ttl_ms / 4));
+}
 
 std::string RpcBackend::AddressForClients() {
   MutexLock lock(&address_mu_);

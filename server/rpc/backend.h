@@ -8,32 +8,34 @@
 #include "format/base/thread_pool.h"
 #include "server/coordinator/coordinator.h"
 #include "server/rpc/call_watch.h"
-#include "server/rpc/read_budget.h"
 #include "server/rpc/rpc_options.h"
 #include "server/rpc/unary_calls.h"
+#include "server/store/chunk_reader.h"
 #include "server/store/store.h"
 
 namespace esker {
 
-// Three pools, so that no task waits for memory that only a task behind it would give back:
+// Two pools:
 //   calls    handlers that may block on the index, the catalog or an fdatasync
 //   streams  short steps of streams; may wait for the disk to take a write
-//   reads    may wait for buffer memory. Nothing that gives memory back runs here.
 struct RpcBackend {
-  RpcBackend(const RpcOptions& given_options, Coordinator* given_coordinator, Store* given_store);
+  RpcBackend(const RpcOptions& given_options, Coordinator* given_coordinator, Store* given_store,
+             ChunkReader* given_reader);
 
   const RpcOptions options;
   Coordinator* const coordinator;
   Store* const store;
+  ChunkReader* const reader;
   const int64_t started_ms;
   std::atomic<int> verify_calls{0};
 
-  ReadBudget read_budget;
   CallWatch watch;
   ThreadPool calls;
   ThreadPool streams;
-  ThreadPool reads;
   UnaryCalls unary;
+
+  // How often who reads renews the lease: once a second, or more often if it is short.
+  int64_t RenewIntervalMillis() const;
 
   // "host:port" for clients. gRPC may take the first call before it has said which port it got: then this
   // waits.

@@ -100,8 +100,7 @@ absl::Status GetStream::RenewNowAndThen() {
   {
     MutexLock lock(&wants_mu_);
     const int64_t now_ms = NowMillis();
-    if (renewed_ms_ != 0 && now_ms - renewed_ms_ < RenewIntervalMillis(backend().options))
-      return absl::OkStatus();
+    if (renewed_ms_ != 0 && now_ms - renewed_ms_ < backend().RenewIntervalMillis()) return absl::OkStatus();
     renewed_ms_ = now_ms;
   }
   const absl::Status held = backend().store->RenewRead(lease_id_);
@@ -121,8 +120,8 @@ void GetStream::StartReadsLocked() {
     BeginWork();
     // Within the lock, so that reads get memory in the order in which they are sent: one that has it must not
     // wait for one that has none.
-    ReadHeldChunk(
-        &backend(), /*reader=*/this, wants_[i].hash, ReadMode::kShared,
+    backend().reader->Read(
+        /*client=*/this, wants_[i].hash, ReadMode::kShared,
         [this] { return ended() ? absl::CancelledError("the stream has ended") : RenewNowAndThen(); },
         [this, number = first_number_ + i](HeldChunkOr answer) {
           OnRead(number, std::move(answer));
@@ -133,7 +132,7 @@ void GetStream::StartReadsLocked() {
   if (ended()) Withdraw();
 }
 
-void GetStream::Withdraw() { backend().read_budget.Withdraw(this); }
+void GetStream::Withdraw() { backend().reader->Withdraw(this); }
 
 void GetStream::OnRead(uint64_t number, HeldChunkOr answer) {
   bool over = false;

@@ -6,8 +6,8 @@
 #include <memory>
 #include <optional>
 
-#include "server/rpc/chunk_reads.h"
 #include "server/rpc/raw_stream.h"
+#include "server/store/chunk_reader.h"
 
 namespace esker {
 

@@ -137,10 +137,10 @@ void PutStream::OnBuffer() {
 absl::StatusOr<bool> PutStream::TakeBody(grpc::ByteBuffer* message) {
   const uint64_t length = message->Length();
   const uint64_t missing = info_.stored_bytes - received_bytes_;
-  if (length == 0 || length > missing || length > kMaxRawMessageBytes) {
-    return absl::InvalidArgumentError(StrCat("expected 1 to ", std::min(missing, kMaxRawMessageBytes),
-                                             " bytes of the body of chunk ", info_.hash.ToHex(), " (tag ",
-                                             tag_, ", ", received_bytes_, " of ", info_.stored_bytes,
+  if (length == 0 || length > missing) {
+    return absl::InvalidArgumentError(StrCat("expected 1 to ", missing, " bytes of the body of chunk ",
+                                             info_.hash.ToHex(), " (tag ", tag_, ", ", received_bytes_,
+                                             " of ", info_.stored_bytes,
                                              " bytes are in), found a message of ", length, " bytes"));
   }
   ESKER_RETURN_IF_ERROR(ForEachSlice(message, [this](ByteView slice) {

@@ -8,11 +8,19 @@
 
 namespace esker {
 
+// The server's Unix socket, for clients on its host (local/local_server.h).
+struct LocalSocket {
+  std::string path;    // empty: there is none
+  std::string token;   // 16 bytes
+  std::string reason;  // why there is none
+};
+
 struct RpcOptions {
   std::string listen = "127.0.0.1:7070";  // "host:port"; port 0: any that is free
   std::string version;                    // for Status, as are the next two
   std::string data_directory;
   uint64_t read_lease_ttl_ms = 30'000;  // what the store grants
+  LocalSocket local_socket;             // what GetLocalSocket answers
 
   // A raw stream on which nothing is under way and no message comes for so long is ended; so is a connection
   // that does not finish HTTP/2's greeting.
@@ -38,8 +46,6 @@ inline constexpr int kMaxRanksPerRequest = 1024;
 inline constexpr int kMaxLayoutsPerRequest = 1024;
 // Answers of GetParts and GetLayouts stop growing here.
 inline constexpr uint64_t kAnswerBytes = 8 << 20;
-// A message on a raw stream.
-inline constexpr uint64_t kMaxRawMessageBytes = 2 << 20;
 // Chunks of one stream on their way to the disk, and from it.
 inline constexpr int kMaxPutsInFlight = 16;
 inline constexpr int kMaxGetsInFlight = 8;

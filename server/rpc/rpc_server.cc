@@ -49,14 +49,15 @@ void SetLimits(const RpcOptions& options, grpc::ServerBuilder* builder) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcOptions& options,
-                                                            Coordinator* coordinator, Store* store) {
-  std::unique_ptr<RpcServer> server(new RpcServer(options, coordinator, store));
+                                                            Coordinator* coordinator, Store* store,
+                                                            ChunkReader* reader) {
+  std::unique_ptr<RpcServer> server(new RpcServer(options, coordinator, store, reader));
   ESKER_RETURN_IF_ERROR(server->Listen(options));
   return server;
 }
 
-RpcServer::RpcServer(const RpcOptions& options, Coordinator* coordinator, Store* store)
-    : backend_(std::make_unique<RpcBackend>(options, coordinator, store)),
+RpcServer::RpcServer(const RpcOptions& options, Coordinator* coordinator, Store* store, ChunkReader* reader)
+    : backend_(std::make_unique<RpcBackend>(options, coordinator, store, reader)),
       coordinator_service_(std::make_unique<CoordinatorService>(backend_.get())),
       store_service_(std::make_unique<StoreService>(backend_.get())) {}
 
@@ -93,7 +94,7 @@ void RpcServer::Shutdown(std::chrono::milliseconds drain) {
   backend_->watch.Drain();
   server_->Shutdown(std::chrono::system_clock::now() + drain);
   server_ = nullptr;
-  ESKER_CHECK(backend_->read_budget.WaitUntilWhole(kBuffersBackTimeout));
+  ESKER_CHECK(backend_->reader->WaitUntilIdle(kBuffersBackTimeout));
 }
 
 }  // namespace esker

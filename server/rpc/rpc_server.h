@@ -14,10 +14,10 @@ namespace esker {
 
 class RpcServer {
  public:
-  // Serves when it returns. Both must outlive the server. kUnavailable if the address can't be listened on:
+  // Serves when it returns. All must outlive the server. kUnavailable if the address can't be listened on:
   // says why.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const RpcOptions& options, Coordinator* coordinator,
-                                                          Store* store);
+                                                          Store* store, ChunkReader* reader);
   // Shutdown(0), unless it was called before.
   ~RpcServer();
   RpcServer(const RpcServer&) = delete;
@@ -33,7 +33,7 @@ class RpcServer {
   void Shutdown(std::chrono::milliseconds drain);
 
  private:
-  RpcServer(const RpcOptions& options, Coordinator* coordinator, Store* store);
+  RpcServer(const RpcOptions& options, Coordinator* coordinator, Store* store, ChunkReader* reader);
   absl::Status Listen(const RpcOptions& options);
 
   const std::unique_ptr<RpcBackend> backend_;

@@ -160,6 +160,16 @@ absl::StatusOr<v1::GetLayoutsResponse> StoreService::DoGetLayouts(const v1::GetL
   return response;
 }
 
+absl::StatusOr<v1::LocalSocketResponse> StoreService::DoGetLocalSocket(
+    const v1::LocalSocketRequest& /*request*/) {
+  const LocalSocket& socket = backend_->options.local_socket;
+  v1::LocalSocketResponse response;
+  response.set_path(socket.path);
+  response.set_token(socket.token);
+  response.set_reason(socket.reason);
+  return response;
+}
+
 absl::StatusOr<v1::StatusResponse> StoreService::DoStatus(const v1::StatusRequest& /*request*/) {
   ESKER_ASSIGN_OR_RETURN(const StoreStats stats, backend_->store->Stats());
   v1::StatusResponse response;

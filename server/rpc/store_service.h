@@ -8,12 +8,13 @@ namespace esker {
 
 // All but the raw streams as callback methods; these as raw ones, which get messages as they come, without
 // protobuf.
-using StoreServiceBase = v1::Store::WithCallbackMethod_OfferChunks<v1::Store::WithRawCallbackMethod_PutChunks<
-    v1::Store::WithCallbackMethod_SealPart<v1::Store::WithCallbackMethod_OpenRead<
-        v1::Store::WithCallbackMethod_RenewRead<v1::Store::WithCallbackMethod_CloseRead<
-            v1::Store::WithCallbackMethod_GetParts<v1::Store::WithCallbackMethod_GetLayouts<
-                v1::Store::WithRawCallbackMethod_GetChunks<v1::Store::WithCallbackMethod_VerifyParts<
-                    v1::Store::WithCallbackMethod_Status<v1::Store::Service>>>>>>>>>>>;
+using StoreServiceBase = v1::Store::WithCallbackMethod_OfferChunks<
+    v1::Store::WithRawCallbackMethod_PutChunks<v1::Store::WithCallbackMethod_SealPart<
+        v1::Store::WithCallbackMethod_OpenRead<v1::Store::WithCallbackMethod_RenewRead<
+            v1::Store::WithCallbackMethod_CloseRead<v1::Store::WithCallbackMethod_GetParts<
+                v1::Store::WithCallbackMethod_GetLayouts<v1::Store::WithRawCallbackMethod_GetChunks<
+                    v1::Store::WithCallbackMethod_VerifyParts<v1::Store::WithCallbackMethod_GetLocalSocket<
+                        v1::Store::WithCallbackMethod_Status<v1::Store::Service>>>>>>>>>>>>;
 
 class StoreService final : public StoreServiceBase {
  public:
@@ -55,6 +56,10 @@ class StoreService final : public StoreServiceBase {
   RawReactor* GetChunks(Context* context) override;
   grpc::ServerWriteReactor<v1::VerifyPartsProgress>* VerifyParts(
       Context* context, const v1::VerifyPartsRequest* request) override;
+  Reactor* GetLocalSocket(Context* context, const v1::LocalSocketRequest* request,
+                          v1::LocalSocketResponse* response) override {
+    return Run(context, request, response, &StoreService::DoGetLocalSocket);
+  }
   Reactor* Status(Context* context, const v1::StatusRequest* request, v1::StatusResponse* response) override {
     return Run(context, request, response, &StoreService::DoStatus);
   }
@@ -67,6 +72,7 @@ class StoreService final : public StoreServiceBase {
   absl::StatusOr<v1::CloseReadResponse> DoCloseRead(const v1::CloseReadRequest& request);
   absl::StatusOr<v1::GetPartsResponse> DoGetParts(const v1::GetPartsRequest& request);
   absl::StatusOr<v1::GetLayoutsResponse> DoGetLayouts(const v1::GetLayoutsRequest& request);
+  absl::StatusOr<v1::LocalSocketResponse> DoGetLocalSocket(const v1::LocalSocketRequest& request);
   absl::StatusOr<v1::StatusResponse> DoStatus(const v1::StatusRequest& request);
 
   template <typename Request, typename Response>

@@ -129,8 +129,8 @@ void VerifyCall::StartChunkLocked() {
   ++next_chunk_;
   ++chunks_in_flight_;
   ++work_;
-  ReadHeldChunk(
-      backend_, /*reader=*/this, task.chunk.hash, ReadMode::kFromDisk,
+  backend_->reader->Read(
+      /*client=*/this, task.chunk.hash, ReadMode::kFromDisk,
       [this] { return ended() ? absl::CancelledError("the call has ended") : absl::OkStatus(); },
       [this, task](const HeldChunkOr& held) {
         backend_->calls.Schedule([this, task, held] { Check(task, held); });
@@ -205,7 +205,7 @@ v1::ChunkFault VerifyCall::DescribeFault(const Task& task, const absl::Status& e
 void VerifyCall::RenewNowAndThen() {
   {
     MutexLock lock(&mu_);
-    if (NowMillis() - renewed_ms_ < RenewIntervalMillis(backend_->options)) return;
+    if (NowMillis() - renewed_ms_ < backend_->RenewIntervalMillis()) return;
     renewed_ms_ = NowMillis();
   }
   const absl::Status held = backend_->store->RenewRead(lease_id_);

@@ -13,8 +13,9 @@
 
 #include "format/layout.h"
 #include "format/proto/service.pb.h"
+#include "server/rpc/backend.h"
 #include "server/rpc/call_watch.h"
-#include "server/rpc/chunk_reads.h"
+#include "server/store/chunk_reader.h"
 
 namespace esker {
 

@@ -7,6 +7,7 @@
 
 #include "format/base/status.h"
 #include "format/base/text.h"
+#include "format/delta.h"
 #include "spdlog/spdlog.h"
 
 namespace esker::store {
@@ -58,7 +59,17 @@ void ChunkIo::Leave() {
 
 void ChunkIo::Put(const PartRef& part, const ChunkInfo& info, Buffer record, PutDone done) {
   if (absl::Status status = CheckPut(info, record); !status.ok()) return done(status);
-  absl::StatusOr<Sessions::PutStep> step = sessions_->BeginPut(part, info, &done);
+  Hash128 base{};
+  const bool is_delta = info.codec == CodecId::kDelta;
+  if (is_delta) {
+    const absl::StatusOr<Hash128> pinned = PinBase(info, record);
+    if (!pinned.ok()) return done(pinned.status());
+    base = *pinned;
+  }
+  absl::StatusOr<Sessions::PutStep> step = sessions_->BeginPut(part, info, &done, base);
+  const bool took_pin =
+      step.ok() && (*step == Sessions::PutStep::kLookUp || *step == Sessions::PutStep::kWrite);
+  if (is_delta && !took_pin) Unpin(base);
   if (!step.ok()) return done(step.status());
   switch (*step) {
     case Sessions::PutStep::kDone:
@@ -68,13 +79,44 @@ void ChunkIo::Put(const PartRef& part, const ChunkInfo& info, Buffer record, Put
     case Sessions::PutStep::kLookUp: {
       const absl::StatusOr<bool> found = IsInIndex(info);
       if (found.ok() && !*found) break;
-      return CallAll(sessions_->FinishPut(info.hash), found.status());
+      return EndPut(info.hash, found.status());
     }
     case Sessions::PutStep::kWrite:
       break;
   }
   Enter();
-  StartWrite(std::make_shared<Write>(Write{.part = part, .info = info, .record = std::move(record)}));
+  StartWrite(
+      std::make_shared<Write>(Write{.part = part, .info = info, .base = base, .record = std::move(record)}));
+}
+
+absl::StatusOr<Hash128> ChunkIo::PinBase(const ChunkInfo& info, const Buffer& record) {
+  const absl::StatusOr<Delta> delta =
+      ParseDelta({record.data() + PayloadOffset(info.stored_bytes), info.stored_bytes});
+  if (!delta.ok()) {
+    return absl::InvalidArgumentError(StrCat("chunk ", info.hash.ToHex(), ": ", MessageOf(delta.status())));
+  }
+  const std::vector<Sessions::Held> held = sessions_->Pin(std::array{delta->base});
+  // In any other state it is on its way into the index, or out of it.
+  if (held[0] == Sessions::Held::kLookUp && CanBeBase(delta->base, info)) return delta->base;
+  if (held[0] != Sessions::Held::kDying) Unpin(delta->base);
+  return absl::FailedPreconditionError(StrCat("chunk ", info.hash.ToHex(), ": it can't be a delta of chunk ",
+                                              delta->base.ToHex(),
+                                              ", which the store does not hold whole: put it whole"));
+}
+
+bool ChunkIo::CanBeBase(const Hash128& base, const ChunkInfo& of) const {
+  const absl::StatusOr<std::optional<ChunkEntry>> entry = index_->GetChunk(base);
+  return entry.ok() && entry->has_value() && !(*entry)->is_delta() &&
+         (*entry)->info.raw_bytes == of.raw_bytes && !sessions_->IsDamaged(base);
+}
+
+void ChunkIo::Unpin(const Hash128& hash) { committer_->Settle(sessions_->Unpin(std::array{hash})); }
+
+void ChunkIo::EndPut(const Hash128& hash, const absl::Status& status) {
+  LetGo let_go;
+  const std::vector<PutDone> waiters = sessions_->FinishPut(hash, &let_go);
+  committer_->Settle(let_go);
+  CallAll(waiters, status);
 }
 
 absl::StatusOr<bool> ChunkIo::IsInIndex(const ChunkInfo& info) const {
@@ -108,7 +150,7 @@ void ChunkIo::EndWrite(const std::shared_ptr<Write>& write, const absl::Status& 
   const RecordPlace& place = write->place.place;
   if (status.ok()) {
     write->record = Buffer();
-    const WrittenChunk chunk{write->info, place, segments_->WriteFinished(place.segment_id)};
+    const WrittenChunk chunk{write->info, place, segments_->WriteFinished(place.segment_id), write->base};
     LetGo let_go;
     const std::vector<PutDone> waiters = sessions_->FinishWrite(write->part, chunk, &let_go);
     committer_->Settle(let_go);
@@ -126,8 +168,7 @@ void ChunkIo::EndWrite(const std::shared_ptr<Write>& write, const absl::Status& 
 
 void ChunkIo::GiveUp(const std::shared_ptr<Write>& write, const absl::Status& status) {
   write->record = Buffer();
-  CallAll(sessions_->FinishPut(write->info.hash),
-          Annotate(status, StrCat("chunk ", write->info.hash.ToHex(), " can't be stored")));
+  EndPut(write->info.hash, Annotate(status, StrCat("chunk ", write->info.hash.ToHex(), " can't be stored")));
   Leave();
 }
 
@@ -168,7 +209,7 @@ absl::StatusOr<std::shared_ptr<ChunkIo::ReadOp>> ChunkIo::PrepareRead(const Hash
     if (status.ok()) read->file = *std::move(file);
   }
   if (!status.ok()) {
-    committer_->Settle(sessions_->Unpin(std::array<Hash128, 1>{hash}));
+    Unpin(hash);
     return status;
   }
   read->record = buffers_->Acquire(read->entry.record_bytes());
@@ -193,7 +234,7 @@ void ChunkIo::EndRead(const std::shared_ptr<ReadOp>& read, absl::Status status) 
     status = absl::DataLossError(status.message());  // the file was cut short
   }
   if (absl::IsDataLoss(status) && IsStillAt(entry)) sessions_->MarkDamaged(entry.info.hash);
-  committer_->Settle(sessions_->Unpin(std::array<Hash128, 1>{entry.info.hash}));
+  Unpin(entry.info.hash);
   if (status.ok()) {
     result->record = std::move(read->record);
     read->done(std::move(result));

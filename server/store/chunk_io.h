@@ -39,6 +39,7 @@ class ChunkIo {
   struct Write {
     PartRef part;
     ChunkInfo info;
+    Hash128 base{};  // of a delta
     Buffer record;
     WritePlace place{};
     int attempts = 0;
@@ -50,7 +51,12 @@ class ChunkIo {
     ReadDone done;
   };
 
+  // Pins the base of a delta. kFailedPrecondition if the store does not hold it whole.
+  absl::StatusOr<Hash128> PinBase(const ChunkInfo& info, const Buffer& record);
+  bool CanBeBase(const Hash128& base, const ChunkInfo& of) const;
+  void Unpin(const Hash128& hash);
   absl::StatusOr<bool> IsInIndex(const ChunkInfo& info) const;
+  void EndPut(const Hash128& hash, const absl::Status& status);
   void StartWrite(std::shared_ptr<Write> write);
   void EndWrite(const std::shared_ptr<Write>& write, const absl::Status& status);
   void GiveUp(const std::shared_ptr<Write>& write, const absl::Status& status);

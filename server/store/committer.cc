@@ -101,14 +101,13 @@ void Committer::SealGroup(const std::vector<Waiting*>& group) {
   for (Waiting* seal : group) works.push_back(&seal->work);
   std::vector<LetGo> let_go;
   SealTogether(&context_, works, &let_go);
-  {
-    MutexLock lock(&mu_);
-    for (Waiting* seal : group) {
-      seal->done = true;
-      seal->ended.NotifyAll();
-    }
-  }
+  // Before anybody is told, so that what a caller asks for next stands in line behind it.
   for (const LetGo& one : let_go) Settle(one);
+  MutexLock lock(&mu_);
+  for (Waiting* seal : group) {
+    seal->done = true;
+    seal->ended.NotifyAll();
+  }
 }
 
 void Committer::Work() {

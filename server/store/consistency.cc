@@ -108,6 +108,16 @@ absl::Status Audit::CountReferences() {
     ++layout_refs_[entry.layout_digest];
     return absl::OkStatus();
   }));
+  ESKER_RETURN_IF_ERROR(context_.index->ForEachChunk([&](const ChunkEntry& entry) -> absl::Status {
+    if (!entry.is_delta()) return absl::OkStatus();
+    ++chunk_refs_[entry.base];
+    ESKER_ASSIGN_OR_RETURN(const std::optional<ChunkEntry> base, context_.index->GetChunk(entry.base));
+    if (base.has_value() && base->is_delta()) {
+      Fault("chunk ", entry.info.hash.ToHex(), " is a delta of chunk ", entry.base.ToHex(),
+            ", which is one itself");
+    }
+    return absl::OkStatus();
+  }));
   if (parts != context_.counts->parts)
     Fault("there are ", parts, " parts, counted were ", context_.counts->parts.load());
   return absl::OkStatus();
@@ -122,7 +132,8 @@ absl::Status Audit::CheckChunks() {
     const auto counted = unseen.find(entry.info.hash);
     const uint64_t refs = counted == unseen.end() ? 0 : counted->second;
     if (counted != unseen.end()) unseen.erase(counted);
-    if (entry.refs != refs) Fault(name, " has ", entry.refs, " references, but ", refs, " parts name it");
+    if (entry.refs != refs)
+      Fault(name, " has ", entry.refs, " references, but ", refs, " parts and deltas name it");
     if (entry.refs == 0) unreferenced_.insert(entry.info.hash);
     const auto segment = segments_.find(entry.place.segment_id);
     if (segment == segments_.end()) {
@@ -134,7 +145,7 @@ absl::Status Audit::CheckChunks() {
     return absl::OkStatus();
   }));
   for (const auto& [hash, refs] : unseen)
-    Fault("chunk ", hash.ToHex(), " is named by ", refs, " parts, but is not there");
+    Fault("chunk ", hash.ToHex(), " is named by ", refs, " parts and deltas, but is not there");
   if (chunks != context_.counts->chunks) {
     Fault("there are ", chunks, " chunks, counted were ", context_.counts->chunks.load());
   }

@@ -9,7 +9,9 @@ namespace esker::store {
 namespace {
 
 constexpr uint8_t kRecordVersion = 1;
+constexpr uint8_t kDeltaChunkVersion = 2;  // a chunk's value with its base
 constexpr size_t kChunkValueBytes = 56;
+constexpr size_t kDeltaChunkValueBytes = kChunkValueBytes + sizeof(Hash128);
 constexpr size_t kPlaceValueBytes = 32;
 constexpr size_t kPartValueBytes = 80;
 constexpr size_t kLayoutRefsBytes = 16;
@@ -33,7 +35,7 @@ T LoadBig(std::string_view from) {
 // A value under construction, all zeros but for its version.
 class Value {
  public:
-  explicit Value(size_t bytes) : bytes_(bytes, '\0') { Set<uint8_t>(0, kRecordVersion); }
+  explicit Value(size_t bytes, uint8_t version = kRecordVersion) : bytes_(bytes, '\0') { Set(0, version); }
 
   template <typename T>
   void Set(size_t offset, T value) {
@@ -61,11 +63,11 @@ absl::Status Damaged(std::string_view what, std::string_view why) {
   return absl::DataLossError(StrCat("index: ", what, ": ", why));
 }
 
-absl::Status CheckValue(std::string_view value, size_t bytes, std::string_view what) {
-  if (!value.empty() && Get<uint8_t>(value, 0) > kRecordVersion) {
+absl::Status CheckValue(std::string_view value, size_t bytes, std::string_view what,
+                        uint8_t newest = kRecordVersion) {
+  if (!value.empty() && Get<uint8_t>(value, 0) > newest) {
     return absl::UnimplementedError(StrCat("index: ", what, ": written as version ", Get<uint8_t>(value, 0),
-                                           ", this program reads up to ", kRecordVersion,
-                                           ": use a newer one"));
+                                           ", this program reads up to ", newest, ": use a newer one"));
   }
   if (value.size() != bytes) {
     return Damaged(what, StrCat("expected ", bytes, " bytes, found ", value.size()));
@@ -114,7 +116,7 @@ absl::StatusOr<PartKey> DecodePartKey(std::string_view key) {
 }
 
 std::string EncodeChunkValue(const ChunkEntry& entry) {
-  Value value(kChunkValueBytes);
+  Value value = entry.is_delta() ? Value(kDeltaChunkValueBytes, kDeltaChunkVersion) : Value(kChunkValueBytes);
   value.Set(1, static_cast<uint8_t>(entry.info.codec));
   value.Set(2, static_cast<uint8_t>(entry.info.dtype));
   value.Set(4, entry.info.stored_crc32c);
@@ -124,12 +126,15 @@ std::string EncodeChunkValue(const ChunkEntry& entry) {
   value.Set(32, entry.place.generation);
   value.Set(40, entry.place.offset);
   value.Set(48, entry.refs);
+  if (entry.is_delta()) value.Set(56, entry.base);
   return value.Take();
 }
 
 absl::StatusOr<ChunkEntry> DecodeChunkValue(const Hash128& hash, std::string_view value) {
   const std::string what = StrCat("chunk ", hash.ToHex());
-  ESKER_RETURN_IF_ERROR(CheckValue(value, kChunkValueBytes, what));
+  const bool has_base = !value.empty() && Get<uint8_t>(value, 0) == kDeltaChunkVersion;
+  ESKER_RETURN_IF_ERROR(
+      CheckValue(value, has_base ? kDeltaChunkValueBytes : kChunkValueBytes, what, kDeltaChunkVersion));
   ChunkEntry entry;
   entry.info = {.hash = hash,
                 .codec = static_cast<CodecId>(Get<uint8_t>(value, 1)),
@@ -141,6 +146,8 @@ absl::StatusOr<ChunkEntry> DecodeChunkValue(const Hash128& hash, std::string_vie
                  .generation = Get<uint64_t>(value, 32),
                  .offset = Get<uint64_t>(value, 40)};
   entry.refs = Get<uint64_t>(value, 48);
+  if (has_base) entry.base = GetHash(value, 56);
+  if (entry.is_delta() != has_base) return Damaged(what, "a delta's value names its base, and no other does");
   if (absl::Status status = ValidateChunkInfo(entry.info); !status.ok()) {
     return Damaged(what, std::string(status.message()));
   }

@@ -16,13 +16,15 @@
 
 namespace esker::store {
 
-// A chunk that is durable. refs: how many parts name it; 0 only while something pins it (family
-// `unreferenced`).
+// A chunk that is durable. refs: how many parts name it, and how many deltas have it as their base; 0 only
+// while something pins it (family `unreferenced`).
 struct ChunkEntry {
   ChunkInfo info;
   RecordPlace place;
   uint64_t refs = 0;
+  Hash128 base{};  // of a delta (format/delta.h): the chunk that it keeps alive
 
+  bool is_delta() const { return info.codec == CodecId::kDelta; }
   uint64_t record_bytes() const { return RecordBytes(info.stored_bytes); }
   bool operator==(const ChunkEntry&) const = default;
 };

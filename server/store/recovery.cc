@@ -123,12 +123,22 @@ absl::Status Recovery::RemoveUnreferenced() {
     ESKER_ASSIGN_OR_RETURN(const std::vector<std::optional<ChunkEntry>> entries,
                            context_.index->GetChunks(hashes));
     IndexBatch batch = context_.index->NewBatch();
+    std::map<Hash128, uint64_t> bases;  // and how many deltas let go of each
     for (size_t i = 0; i < hashes.size(); ++i) {
       if (entries[i].has_value() && entries[i]->refs == 0) {
         batch.RemoveChunk(*entries[i]);
+        if (entries[i]->is_delta()) ++bases[entries[i]->base];
       } else {
         batch.UnlistUnreferenced(hashes[i]);
       }
+    }
+    for (const auto& [hash, count] : bases) {
+      ESKER_ASSIGN_OR_RETURN(const std::optional<ChunkEntry> base, context_.index->GetChunk(hash));
+      if (!base.has_value() || base->refs < count) {
+        return absl::DataLossError(StrCat("index: chunk ", hash.ToHex(), " is the base of ", count,
+                                          " deltas, but has not as many references"));
+      }
+      batch.SetRefs(*base, base->refs - count);  // at 0 it is listed, and has its turn
     }
     ESKER_RETURN_IF_ERROR(context_.Write(std::move(batch)));
   }

@@ -16,54 +16,109 @@ namespace {
 // Of one batch, so that seals don't wait long behind it.
 constexpr size_t kMaxChunksAtOnce = 16384;
 
-// Removes from the index what nobody pins; collects it for the time after the batch.
-class Deaths {
+// Chunks whose counts of references are lowered, in one batch. Those that end at 0 are removed from the
+// index, unless somebody pins them; and a delta that is removed lets go of its base.
+class Drops {
  public:
-  explicit Deaths(CommitContext* context) : context_(*context) {}
+  explicit Drops(CommitContext* context) : context_(*context) {}
 
-  // Entries as the index has them, which no part names any more. Those that are pinned go to kept().
-  void Mark(const std::vector<ChunkEntry>& entries, IndexBatch* batch) {
-    std::vector<Hash128> hashes;
-    hashes.reserve(entries.size());
-    for (const ChunkEntry& entry : entries) hashes.push_back(entry.info.hash);
-    const std::vector<bool> marked = context_.sessions->MarkDying(hashes);
-    for (size_t i = 0; i < entries.size(); ++i) {
-      if (marked[i]) {
-        batch->RemoveChunk(entries[i]);
-        dying_.push_back(entries[i]);
-      } else {
-        batch->SetRefs(entries[i], 0);
-        kept_.push_back(entries[i].info.hash);
-      }
-    }
-  }
+  // `count` references to each of them go. kInternal if there are not as many.
+  absl::Status Drop(const absl::flat_hash_map<Hash128, uint64_t>& counts);
+  // Into the batch. Once.
+  absl::Status AddTo(IndexBatch* batch);
 
-  // After the batch was written, or failed. Returns the kept ones whose last pin went meanwhile.
-  std::vector<Hash128> Finish(bool written) {
-    std::vector<Hash128> hashes;
-    std::vector<ReleasedPlace> places;
-    for (const ChunkEntry& entry : dying_) {
-      hashes.push_back(entry.info.hash);
-      places.push_back({.segment_id = entry.place.segment_id,
-                        .extent = {entry.place.offset, entry.record_bytes()},
-                        .was_live = true});
-    }
-    if (written) {
-      context_.segments->Release(places);
-      context_.counts->chunks -= dying_.size();
-    }
-    context_.sessions->EndDying(hashes);
-    if (!written) return {};
-    return context_.sessions->KeepUnreferenced(kept_);
-  }
+  // After the batch was written, or failed. Returns those that were pinned, and whose last pin went
+  // meanwhile.
+  std::vector<Hash128> Finish(bool written);
 
   const std::vector<ChunkEntry>& dying() const { return dying_; }
 
  private:
+  struct Change {
+    ChunkEntry entry;  // as the index has it
+    uint64_t refs = 0;
+  };
+
+  // Removes what has no references, of deltas or of others, and is not pinned.
+  void Remove(bool deltas, IndexBatch* batch);
+
   CommitContext& context_;
+  absl::flat_hash_map<Hash128, Change> changes_;
   std::vector<ChunkEntry> dying_;
   std::vector<Hash128> kept_;
 };
+
+absl::Status Drops::Drop(const absl::flat_hash_map<Hash128, uint64_t>& counts) {
+  std::vector<Hash128> hashes;
+  for (const auto& [hash, count] : counts) {
+    if (!changes_.contains(hash)) hashes.push_back(hash);
+  }
+  ESKER_ASSIGN_OR_RETURN(const std::vector<std::optional<ChunkEntry>> entries,
+                         context_.index->GetChunks(hashes));
+  for (const std::optional<ChunkEntry>& entry : entries) {
+    if (entry.has_value()) changes_[entry->info.hash] = {*entry, entry->refs};
+  }
+  for (const auto& [hash, count] : counts) {
+    const auto change = changes_.find(hash);
+    const uint64_t refs = change == changes_.end() ? 0 : change->second.refs;
+    if (refs < count) {
+      return absl::InternalError(StrCat("index: chunk ", hash.ToHex(), " has ", refs, " references, but ",
+                                        count, " that refer to it are removed"));
+    }
+    if (change != changes_.end()) change->second.refs -= count;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Drops::AddTo(IndexBatch* batch) {
+  Remove(/*deltas=*/true, batch);
+  absl::flat_hash_map<Hash128, uint64_t> bases;
+  for (const ChunkEntry& delta : dying_) ++bases[delta.base];
+  ESKER_RETURN_IF_ERROR(Drop(bases));
+  Remove(/*deltas=*/false, batch);
+  for (const auto& [hash, change] : changes_) {
+    if (change.refs > 0) batch->SetRefs(change.entry, change.refs);
+  }
+  return absl::OkStatus();
+}
+
+void Drops::Remove(bool deltas, IndexBatch* batch) {
+  std::vector<ChunkEntry> entries;
+  std::vector<Hash128> hashes;
+  for (const auto& [hash, change] : changes_) {
+    if (change.refs > 0 || change.entry.is_delta() != deltas) continue;
+    entries.push_back(change.entry);
+    hashes.push_back(hash);
+  }
+  const std::vector<bool> marked = context_.sessions->MarkDying(hashes);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (marked[i]) {
+      batch->RemoveChunk(entries[i]);
+      dying_.push_back(entries[i]);
+    } else {
+      batch->SetRefs(entries[i], 0);
+      kept_.push_back(hashes[i]);
+    }
+  }
+}
+
+std::vector<Hash128> Drops::Finish(bool written) {
+  std::vector<Hash128> hashes;
+  std::vector<ReleasedPlace> places;
+  for (const ChunkEntry& entry : dying_) {
+    hashes.push_back(entry.info.hash);
+    places.push_back({.segment_id = entry.place.segment_id,
+                      .extent = {entry.place.offset, entry.record_bytes()},
+                      .was_live = true});
+  }
+  if (written) {
+    context_.segments->Release(places);
+    context_.counts->chunks -= dying_.size();
+  }
+  context_.sessions->EndDying(hashes);
+  if (!written) return {};
+  return context_.sessions->KeepUnreferenced(kept_);
+}
 
 absl::StatusOr<std::vector<Hash128>> DistinctChunks(const Index& index, const PartKey& key) {
   ESKER_ASSIGN_OR_RETURN(const std::optional<std::string> envelope, index.GetPartEnvelope(key));
@@ -122,26 +177,13 @@ absl::StatusOr<uint64_t> DropLayouts(const Index& index, const Uses& uses, Index
   return removed;
 }
 
-// Lowers the counts; returns the chunks that no part names any more.
-absl::StatusOr<std::vector<ChunkEntry>> DropChunks(const Index& index, const Uses& uses, IndexBatch* batch) {
-  std::vector<Hash128> hashes;
-  for (const auto& [hash, count] : uses.chunks) hashes.push_back(hash);
-  ESKER_ASSIGN_OR_RETURN(const std::vector<std::optional<ChunkEntry>> entries, index.GetChunks(hashes));
-  std::vector<ChunkEntry> unreferenced;
-  for (size_t i = 0; i < hashes.size(); ++i) {
-    const uint64_t count = uses.chunks.at(hashes[i]);
-    const uint64_t refs = entries[i].has_value() ? entries[i]->refs : 0;
-    if (refs < count) {
-      return absl::InternalError(StrCat("index: chunk ", hashes[i].ToHex(), " has ", refs,
-                                        " references, but ", count, " parts that name it are removed"));
-    }
-    if (refs == count) {
-      unreferenced.push_back(*entries[i]);
-    } else {
-      batch->SetRefs(*entries[i], refs - count);
-    }
-  }
-  return unreferenced;
+// Writes the batch with the drops in it. Returns what Drops::Finish does.
+absl::StatusOr<std::vector<Hash128>> WriteDrops(CommitContext* context, Drops* drops, IndexBatch batch) {
+  absl::Status status = drops->AddTo(&batch);
+  if (status.ok()) status = context->Write(std::move(batch));
+  std::vector<Hash128> unpinned = drops->Finish(status.ok());
+  ESKER_RETURN_IF_ERROR(status);
+  return unpinned;
 }
 
 }  // namespace
@@ -153,33 +195,28 @@ absl::StatusOr<RemovedParts> RemoveParts(CommitContext* context, const SaveRef& 
   ESKER_ASSIGN_OR_RETURN(const Uses uses, RemovePartRecords(index, save, ranks, &batch));
   if (uses.parts == 0) return RemovedParts{.ranks_done = uses.ranks_done};
   ESKER_ASSIGN_OR_RETURN(const uint64_t layouts, DropLayouts(index, uses, &batch));
-  ESKER_ASSIGN_OR_RETURN(const std::vector<ChunkEntry> unreferenced, DropChunks(index, uses, &batch));
-  Deaths deaths(context);
-  deaths.Mark(unreferenced, &batch);
-  const absl::Status status = context->Write(std::move(batch));
-  *unpinned = deaths.Finish(status.ok());
-  ESKER_RETURN_IF_ERROR(status);
+  Drops drops(context);
+  ESKER_RETURN_IF_ERROR(drops.Drop(uses.chunks));
+  ESKER_ASSIGN_OR_RETURN(*unpinned, WriteDrops(context, &drops, std::move(batch)));
   context->counts->parts -= uses.parts;
   context->counts->layouts -= layouts;
-  RemovedParts removed{.parts = uses.parts, .chunks = deaths.dying().size(), .ranks_done = uses.ranks_done};
-  for (const ChunkEntry& entry : deaths.dying()) removed.chunk_bytes += entry.record_bytes();
+  RemovedParts removed{.parts = uses.parts, .chunks = drops.dying().size(), .ranks_done = uses.ranks_done};
+  for (const ChunkEntry& entry : drops.dying()) removed.chunk_bytes += entry.record_bytes();
   return removed;
 }
 
 absl::Status Reap(CommitContext* context, std::span<const Hash128> hashes) {
   ESKER_ASSIGN_OR_RETURN(const std::vector<std::optional<ChunkEntry>> entries,
                          context->index->GetChunks(hashes));
-  std::vector<ChunkEntry> unreferenced;
+  absl::flat_hash_map<Hash128, uint64_t> unreferenced;
   for (const std::optional<ChunkEntry>& entry : entries) {
-    if (entry.has_value() && entry->refs == 0) unreferenced.push_back(*entry);
+    if (entry.has_value() && entry->refs == 0) unreferenced[entry->info.hash] = 0;
   }
   if (unreferenced.empty()) return absl::OkStatus();
-  IndexBatch batch = context->index->NewBatch();
-  Deaths deaths(context);
-  deaths.Mark(unreferenced, &batch);
-  const absl::Status status = context->Write(std::move(batch));
-  const std::vector<Hash128> unpinned = deaths.Finish(status.ok());
-  ESKER_RETURN_IF_ERROR(status);
+  Drops drops(context);
+  ESKER_RETURN_IF_ERROR(drops.Drop(unreferenced));
+  ESKER_ASSIGN_OR_RETURN(const std::vector<Hash128> unpinned,
+                         WriteDrops(context, &drops, context->index->NewBatch()));
   context->segments->ScheduleReclaim();
   return unpinned.empty() ? absl::OkStatus() : Reap(context, unpinned);
 }

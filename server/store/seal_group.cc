@@ -18,29 +18,43 @@ struct ChunkState {
   ChunkEntry entry;  // refs: those in the index; 0 if it is new
   uint64_t refs = 0;
   bool is_new = false;
+  bool missing = false;                              // damaged: in the index, but of no use to a new part
   std::optional<ChunkEntry> damaged = std::nullopt;  // what the index has now, and `entry` takes the place of
 };
 
 class Group {
  public:
-  explicit Group(CommitContext* context) : context_(*context), batch_(context->index->NewBatch()) {}
+  Group(CommitContext* context, std::vector<LetGo>* let_go)
+      : context_(*context), let_go_(let_go), batch_(context->index->NewBatch()) {}
 
   // The steps, in their order. What a part fails in is in its result; the others go on.
   void LeaveOutSealed(std::span<SealWork*> works);
   void MakeChunksDurable();
   void AddParts();
-  void Commit(std::vector<LetGo>* let_go);
+  void Commit();
 
  private:
   absl::Status LoadChunks();
+  // The bases of new deltas, and of those that are healed.
+  absl::Status LoadBases();
   bool SyncSegments();
   bool ChunksAreThere(SealWork* work) const;
   absl::Status AddLayout(const SealRequest& request);
   absl::Status AddPart(SealWork* work);
   void FailAll(const absl::Status& status);
+  void LetGoOf(LetGo let_go) {
+    if (!let_go.forgotten.empty() || !let_go.unreferenced.empty()) let_go_->push_back(std::move(let_go));
+  }
+  // Whether the batch gives the chunk a new record.
+  static bool IsWritten(const ChunkState& state) {
+    return (state.is_new || state.damaged.has_value()) && state.refs != state.entry.refs;
+  }
+  // Counts the deltas among the bases' references. Returns the bases that nothing refers to any more.
+  std::vector<Hash128> ReferToBases();
   size_t ReleaseDamaged();
 
   CommitContext& context_;
+  std::vector<LetGo>* const let_go_;
   IndexBatch batch_;
   std::vector<SealWork*> open_;
   absl::flat_hash_map<Hash128, ChunkState> chunks_;
@@ -84,16 +98,39 @@ absl::Status Group::LoadChunks() {
     // What is known to be damaged is as good as missing, and written anew takes its place.
     const bool is_damaged = indexed[i].has_value() && context_.sessions->IsDamaged(hashes[i]);
     if (written[i].has_value() && (is_damaged || !indexed[i].has_value())) {
-      state = {.entry = {.info = written[i]->info, .place = written[i]->place},
+      state = {.entry = {.info = written[i]->info, .place = written[i]->place, .base = written[i]->base},
                .is_new = !indexed[i].has_value(),
                .damaged = indexed[i]};
       if (indexed[i].has_value()) state.entry.refs = state.refs = indexed[i]->refs;
       write_numbers_[hashes[i]] = written[i]->write_number;
     } else if (indexed[i].has_value() && !is_damaged) {
       state = {.entry = *indexed[i], .refs = indexed[i]->refs};
+    } else if (is_damaged) {
+      state = {.entry = *indexed[i], .refs = indexed[i]->refs, .missing = true};
     } else {
       chunks_.erase(hashes[i]);
     }
+  }
+  return LoadBases();
+}
+
+absl::Status Group::LoadBases() {
+  absl::flat_hash_set<Hash128> unknown;
+  for (const auto& [hash, state] : chunks_) {
+    const bool is_new_delta = (state.is_new || state.damaged.has_value()) && state.entry.is_delta();
+    if (is_new_delta && !chunks_.contains(state.entry.base)) unknown.insert(state.entry.base);
+    const bool was_delta = state.damaged.has_value() && state.damaged->is_delta();
+    if (was_delta && !chunks_.contains(state.damaged->base)) unknown.insert(state.damaged->base);
+  }
+  const std::vector<Hash128> hashes(unknown.begin(), unknown.end());
+  ESKER_ASSIGN_OR_RETURN(const std::vector<std::optional<ChunkEntry>> indexed,
+                         context_.index->GetChunks(hashes));
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    // Each was pinned when its delta was put, or is referred to: it can't be gone.
+    if (!indexed[i].has_value()) {
+      return absl::InternalError(StrCat("index: chunk ", hashes[i].ToHex(), ", a delta's base, is gone"));
+    }
+    chunks_[hashes[i]] = {.entry = *indexed[i], .refs = indexed[i]->refs};
   }
   return absl::OkStatus();
 }
@@ -101,12 +138,17 @@ absl::Status Group::LoadChunks() {
 // False if a segment failed: then its chunks that were not durable are forgotten.
 bool Group::SyncSegments() {
   std::map<uint64_t, uint64_t> wanted;  // segment to write number
+  const auto want = [&](const Hash128& hash) {
+    const auto number = write_numbers_.find(hash);
+    if (number == write_numbers_.end()) return;
+    uint64_t& last = wanted[chunks_.at(hash).entry.place.segment_id];
+    last = std::max(last, number->second);
+  };
   for (const SealWork* work : open_) {
     for (const Hash128& hash : work->request->chunks) {
-      const auto number = write_numbers_.find(hash);
-      if (number == write_numbers_.end()) continue;
-      uint64_t& last = wanted[chunks_.at(hash).entry.place.segment_id];
-      last = std::max(last, number->second);
+      want(hash);
+      const ChunkEntry& entry = chunks_.at(hash).entry;
+      if (entry.is_delta()) want(entry.base);
     }
   }
   bool all_synced = true;
@@ -114,11 +156,11 @@ bool Group::SyncSegments() {
     const absl::Status status = context_.segments->SyncUpTo(segment_id, number);
     if (status.ok()) continue;
     all_synced = false;
-    const std::vector<WrittenChunk> forgotten =
+    LetGo forgotten =
         context_.sessions->ForgetUnsynced(segment_id, context_.segments->synced_writes(segment_id));
-    spdlog::warn("store: {} chunks in {} are not durable and have to be sent again", forgotten.size(),
-                 context_.segments->FilePath(segment_id));
-    context_.ReleaseForgotten(forgotten);
+    spdlog::warn("store: {} chunks in {} are not durable and have to be sent again",
+                 forgotten.forgotten.size(), context_.segments->FilePath(segment_id));
+    LetGoOf(std::move(forgotten));
   }
   return all_synced;
 }
@@ -140,7 +182,7 @@ bool Group::ChunksAreThere(SealWork* work) const {
   SealResult result;
   for (size_t i = 0; i < request.chunks.size(); ++i) {
     const auto chunk = chunks_.find(request.chunks[i]);
-    if (chunk == chunks_.end()) {
+    if (chunk == chunks_.end() || chunk->second.missing) {
       result.missing.push_back(request.chunks[i]);
     } else if (chunk->second.entry.info.raw_bytes != request.chunk_raw_bytes[i]) {
       work->result = absl::InvalidArgumentError(StrCat(
@@ -207,6 +249,20 @@ void Group::AddParts() {
   open_ = std::move(added);
 }
 
+std::vector<Hash128> Group::ReferToBases() {
+  std::vector<Hash128> referred;
+  std::vector<Hash128> dropped;
+  for (const auto& [hash, state] : chunks_) {
+    if (!IsWritten(state)) continue;
+    if (state.entry.is_delta()) referred.push_back(state.entry.base);
+    if (state.damaged.has_value() && state.damaged->is_delta()) dropped.push_back(state.damaged->base);
+  }
+  for (const Hash128& base : referred) ++chunks_.at(base).refs;
+  for (const Hash128& base : dropped) --chunks_.at(base).refs;
+  std::erase_if(dropped, [&](const Hash128& base) { return chunks_.at(base).refs > 0; });
+  return dropped;
+}
+
 // The records that others took the place of. Returns how many.
 size_t Group::ReleaseDamaged() {
   std::vector<ReleasedPlace> places;
@@ -225,8 +281,10 @@ size_t Group::ReleaseDamaged() {
   return places.size();
 }
 
-void Group::Commit(std::vector<LetGo>* let_go) {
+void Group::Commit() {
   if (open_.empty()) return;
+  LetGo bases;
+  bases.unreferenced = ReferToBases();
   std::vector<Hash128> indexed;
   std::vector<Hash128> referenced;
   for (const auto& [hash, state] : chunks_) {
@@ -248,22 +306,23 @@ void Group::Commit(std::vector<LetGo>* let_go) {
     const ChunkEntry& entry = chunks_.at(hash).entry;
     context_.segments->AddLive(entry.place.segment_id, entry.record_bytes());
   }
-  context_.sessions->Indexed(indexed);
   context_.sessions->Referenced(referenced);
+  LetGoOf(context_.sessions->Indexed(indexed));
+  LetGoOf(std::move(bases));
   context_.counts->chunks += indexed.size() - ReleaseDamaged();
   context_.counts->parts += open_.size();
   context_.counts->layouts += new_layouts_;
-  for (const SealWork* work : open_) let_go->push_back(context_.sessions->EndPart(work->request->part));
+  for (const SealWork* work : open_) LetGoOf(context_.sessions->EndPart(work->request->part));
 }
 
 }  // namespace
 
 void SealTogether(CommitContext* context, std::span<SealWork*> works, std::vector<LetGo>* let_go) {
-  Group group(context);
+  Group group(context, let_go);
   group.LeaveOutSealed(works);
   group.MakeChunksDurable();
   group.AddParts();
-  group.Commit(let_go);
+  group.Commit();
 }
 
 }  // namespace esker::store

@@ -11,6 +11,10 @@ namespace {
 
 using State = SegmentInfo::State;
 
+// An emptied segment with a larger share of holes than 1/16 is written anew in stock: what is filled by
+// fallocate takes data as slowly as a new file. The rest after the last record is less.
+constexpr uint64_t kHolesWorthAFill = 16;
+
 // Sorted, and with neighbours joined: one hole costs a journal entry, whatever its size.
 std::vector<Extent> Joined(std::vector<Extent> extents) {
   std::sort(extents.begin(), extents.end());
@@ -87,14 +91,14 @@ bool SegmentSet::RetireEmptied(const Emptied& emptied, ReclaimReport* report) {
     const absl::StatusOr<std::shared_ptr<DiskFile>> file = files_.Get(emptied.id);
     if (file.ok()) allocated_bytes = AllocatedOrZero(file->get());
   }
-  if (!emptied.failed) {
+  if (!emptied.failed && CanSpare(0).value_or(false)) {
     MutexLock lock(&mu_);
-    if (free_bytes_ + allocated_bytes <= options_.recycle_bytes) {
+    if (free_bytes_ + allocated_bytes <= StockTarget()) {
       Segment& segment = At(emptied.id);
-      segment.info.state = State::kFree;
       segment.info.tail = kFirstRecordOffset;
-      segment.allocated_bytes = allocated_bytes;
-      free_bytes_ += allocated_bytes;
+      const bool is_whole =
+          allocated_bytes >= segment.info.segment_bytes / kHolesWorthAFill * (kHolesWorthAFill - 1);
+      BecomeFree(&segment, allocated_bytes, is_whole ? segment.info.segment_bytes : kFirstRecordOffset);
       ++report->segments_recycled;
       report->recycled_bytes += allocated_bytes;
       return false;

@@ -16,12 +16,15 @@ using State = SegmentInfo::State;
 constexpr size_t kMaxOpenFiles = 512;
 // Segments that may turn out to be bad, one after the other, before a write gives up.
 constexpr int kMaxBeginAttempts = 3;
+// The stock of a server that has seen no save yet.
+constexpr uint64_t kFirstStockSegments = 10;
 
 }  // namespace
 
 SegmentSet::SegmentSet(Disk* disk, SegmentSetOptions options)
     : disk_(disk), options_(std::move(options)), files_(disk, kMaxOpenFiles) {
   MutexLock lock(&mu_);
+  wanted_bytes_.push_front(kFirstStockSegments * options_.segment_bytes);
   reclaimer_ = std::make_unique<ThreadPool>(1, "esker-reclaim");
 }
 
@@ -52,6 +55,10 @@ void SegmentSet::Adopt(SegmentInfo info) {
   next_id_ = std::max(next_id_, info.id + 1);
   touched_.insert(info.id);
   const uint64_t id = info.id;
+  const bool is_empty = info.used_bytes == 0 && info.state != State::kFailed;
+  if (is_empty) adopted_bytes_ += info.segment_bytes;
+  // The stock of the last process is what its saves took.
+  wanted_bytes_.front() = std::max(wanted_bytes_.front(), adopted_bytes_);
   segments_[id].info = std::move(info);
 }
 
@@ -111,15 +118,16 @@ absl::Status SegmentSet::BeginSegment() {
   {
     MutexLock lock(&mu_);
     uint64_t most_bytes = 0;
-    for (auto& [candidate, segment] : segments_) {
-      if (segment.info.state != State::kFree || (id != 0 && segment.allocated_bytes <= most_bytes)) continue;
+    for (const auto& [candidate, segment] : segments_) {
+      const uint64_t written_bytes = std::min(segment.written_to, segment.allocated_bytes);
+      if (segment.info.state != State::kFree || (id != 0 && written_bytes <= most_bytes)) continue;
       id = candidate;
-      most_bytes = segment.allocated_bytes;
+      most_bytes = written_bytes;
     }
     if (id != 0) {
       is_new = false;
       At(id).info.state = State::kTaken;
-      free_bytes_ -= most_bytes;
+      free_bytes_ -= At(id).allocated_bytes;
     }
   }
   absl::StatusOr<std::shared_ptr<DiskFile>> file = is_new ? MakeSegment(&id) : RecycleSegment(id);
@@ -132,6 +140,7 @@ absl::Status SegmentSet::BeginSegment() {
     At(id).info.state = State::kActive;
     active_id_ = id;
     active_file_ = *std::move(file);
+    begun_bytes_ += At(id).info.segment_bytes;
     reclaim = !touched_.empty();
   }
   if (reclaim) ScheduleReclaim();
@@ -278,6 +287,7 @@ void SegmentSet::Fail(uint64_t segment_id, const absl::Status& why) {
     Segment& segment = At(segment_id);
     if (segment.info.state == State::kFailed) return;
     if (segment_id == active_id_) CloseActive();
+    if (segment.info.state == State::kFree) free_bytes_ -= segment.allocated_bytes;
     segment.info.state = State::kFailed;
     segment.info.fault = fault;
     touched_.insert(segment_id);

@@ -3,9 +3,14 @@
 // A place is *used* from Allocate until Release; it is *live* from AddLive (the index knows it) until
 // Release. Space is given back in Reclaim and nowhere else, so only for places that were released: the
 // callers release a place when no index entry, no open save and no read refers to it.
+//
+// Segments that hold nothing are *free*: the stock for new data. Emptied ones are kept, and new ones written
+// with zeros ahead of use, since writes into a written file are about twice as fast as into a new one
+// (docs/design/0005-written-segments.md).
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -30,8 +35,9 @@ namespace esker::store {
 struct SegmentSetOptions {
   std::string directory;  // of the files, for messages
   StoreId store_id{};
-  uint64_t segment_bytes = 0;  // of new segments
-  uint64_t recycle_bytes = 0;
+  uint64_t segment_bytes = 0;   // of new segments
+  uint64_t recycle_bytes = 0;   // free segments take no more
+  uint64_t min_free_bytes = 0;  // of the file system: left alone by the stock
   const Clock* clock = nullptr;
   // Called, on any thread and under no lock, when a segment failed (with the reason) and when a failed one is
   // gone.
@@ -65,7 +71,7 @@ struct ReclaimReport {
 // A segment as recovery found it, or as it is now.
 struct SegmentInfo {
   enum class State {
-    kFree,    // empty, kept for new data
+    kFree,    // empty, in stock for new data
     kActive,  // takes the next record; one at most
     kClosed,  // takes no more until it is recycled
     kFailed,  // takes no more for good; removed once it is empty
@@ -138,6 +144,15 @@ class SegmentSet {
   // active one.
   uint64_t reusable_bytes() const;
 
+  // --- the stock ---------------------------------------------------------------------------------
+
+  // No save is open any more: what was begun since the last call is what saves take.
+  void NoteSavesEnded();
+  // A small step towards a stock that holds what the largest of the last saves took, all of it written: makes
+  // a segment, writes a piece of a free one, or unlinks one that is too many. Returns whether there is more
+  // to do. Blocks for I/O, and whoever needs a segment meanwhile waits.
+  absl::StatusOr<bool> TendStock();
+
   // --- reading -----------------------------------------------------------------------------------
 
   // kDataLoss, naming the file, if it is gone or another's.
@@ -156,6 +171,7 @@ class SegmentSet {
     SegmentInfo info;
     std::vector<Extent> dead;
     uint64_t allocated_bytes = 0;  // while free
+    uint64_t written_to = 0;       // while free: from here on TendStock has to write it
     uint64_t finished_writes = 0;
     uint64_t synced_writes = 0;
     bool sync_failed = false;
@@ -182,6 +198,19 @@ class SegmentSet {
   void CloseActive() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddDeadLocked(Segment* segment, const Extent& extent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // TendStock's steps.
+  uint64_t StockTarget() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<uint64_t> FindSurplus(uint64_t target_bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<uint64_t> FindUnwritten() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether the file system can spare so many bytes for the stock.
+  absl::StatusOr<bool> CanSpare(uint64_t bytes) const;
+  absl::StatusOr<bool> AddToStock() ABSL_EXCLUSIVE_LOCKS_REQUIRED(grow_mu_);
+  absl::StatusOr<bool> RemoveFromStock(uint64_t segment_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(grow_mu_);
+  absl::StatusOr<bool> FillHoles(uint64_t segment_id, DiskFile* file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(grow_mu_);
+  absl::StatusOr<bool> WritePiece(uint64_t segment_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(grow_mu_);
+  void BecomeFree(Segment* segment, uint64_t allocated_bytes, uint64_t written_to)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // Reclaim's steps.
   void ReclaimInBackground();
   void TakeReclaimable(std::vector<Emptied>* emptied, std::vector<Punch>* punches);
@@ -200,14 +229,18 @@ class SegmentSet {
 
   // Lock order: grow_mu_, reclaim_mu_, mu_. I/O happens under the first two, never under mu_. FileCache and
   // ThreadPool lock for themselves, and last.
-  Mutex grow_mu_;     // beginning a segment
+  Mutex grow_mu_;     // beginning a segment, tending the stock
   Mutex reclaim_mu_;  // giving space back
   mutable Mutex mu_;
   std::map<uint64_t, Segment> segments_ ABSL_GUARDED_BY(mu_);
   std::set<uint64_t> touched_ ABSL_GUARDED_BY(mu_);  // may have something to give back
   uint64_t active_id_ ABSL_GUARDED_BY(mu_) = 0;      // 0: none
   std::shared_ptr<DiskFile> active_file_ ABSL_GUARDED_BY(mu_);
-  uint64_t free_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // allocated to free segments
+  uint64_t free_bytes_ ABSL_GUARDED_BY(mu_) = 0;     // allocated to free segments
+  uint64_t begun_bytes_ ABSL_GUARDED_BY(mu_) = 0;    // of segments, since NoteSavesEnded
+  uint64_t adopted_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of empty segments
+  // What would have been enough for each of the last saves, the last one first.
+  std::deque<uint64_t> wanted_bytes_ ABSL_GUARDED_BY(mu_);
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   bool hold_reclaim_ ABSL_GUARDED_BY(mu_) = false;
   bool reclaim_scheduled_ ABSL_GUARDED_BY(mu_) = false;

@@ -66,7 +66,12 @@ void Sessions::ForgetIfUnpinned(const Hash128& hash, LetGo* let_go) {
   const auto written = written_.find(hash);
   if (written == written_.end()) return;
   let_go->forgotten.push_back(written->second);
-  written_.erase(written);
+  EraseWritten(hash, let_go);
+}
+
+void Sessions::EraseWritten(const Hash128& hash, LetGo* let_go) {
+  const auto written = written_.extract(hash);
+  if (!written.empty() && written.mapped().is_delta()) UnpinLocked(written.mapped().base, let_go);
 }
 
 absl::StatusOr<std::vector<Sessions::Held>> Sessions::PinForPart(const PartRef& part,
@@ -148,10 +153,16 @@ std::vector<std::pair<SaveRef, int64_t>> Sessions::OpenSaves() const {
   return saves;
 }
 
+bool Sessions::HasOpenSaves() const {
+  MutexLock lock(&mu_);
+  return !sessions_.empty();
+}
+
 // --- writing -------------------------------------------------------------------------------------
 
 absl::StatusOr<Sessions::PutStep> Sessions::BeginPut(const PartRef& part, const ChunkInfo& info,
-                                                     PutDone* done) {
+                                                     PutDone* done, const Hash128& base) {
+  const bool is_delta = info.codec == CodecId::kDelta;
   MutexLock lock(&mu_);
   const auto writing = writing_.find(info.hash);
   const auto written = written_.find(info.hash);
@@ -162,6 +173,11 @@ absl::StatusOr<Sessions::PutStep> Sessions::BeginPut(const PartRef& part, const 
     return absl::InvalidArgumentError(StrCat("chunk ", info.hash.ToHex(), " of ", info.raw_bytes,
                                              " raw bytes: the store holds one of this name with ", raw_bytes,
                                              " raw bytes; one of the two has a wrong name"));
+  }
+  if (is_delta && damaged_.contains(info.hash)) {
+    return absl::FailedPreconditionError(
+        StrCat("chunk ", info.hash.ToHex(),
+               " is damaged in the store: it can be healed only whole, not by a delta"));
   }
   Session& session = Touch(part);
   if (!session.pins.contains(info.hash)) {
@@ -176,19 +192,19 @@ absl::StatusOr<Sessions::PutStep> Sessions::BeginPut(const PartRef& part, const 
   }
   Write& write = writing_[info.hash];
   write.raw_bytes = info.raw_bytes;
+  if (is_delta) write.base = base;
   write.waiters.push_back(std::move(*done));
   const bool in_place_of_another = dying_.contains(info.hash) || damaged_.contains(info.hash);
   return in_place_of_another ? PutStep::kWrite : PutStep::kLookUp;
 }
 
-std::vector<PutDone> Sessions::FinishPut(const Hash128& hash) {
+std::vector<PutDone> Sessions::FinishPut(const Hash128& hash, LetGo* let_go) {
   MutexLock lock(&mu_);
-  const auto write = writing_.find(hash);
-  ESKER_CHECK(write != writing_.end());
-  std::vector<PutDone> waiters = std::move(write->second.waiters);
-  writing_.erase(write);
+  auto write = writing_.extract(hash);
+  ESKER_CHECK(!write.empty());
+  if (write.mapped().base.has_value()) UnpinLocked(*write.mapped().base, let_go);
   write_ended_.NotifyAll();
-  return waiters;
+  return std::move(write.mapped().waiters);
 }
 
 std::vector<PutDone> Sessions::FinishWrite(const PartRef& part, const WrittenChunk& chunk, LetGo* let_go) {
@@ -230,21 +246,26 @@ std::vector<std::optional<WrittenChunk>> Sessions::GetWritten(std::span<const Ha
   return chunks;
 }
 
-void Sessions::Indexed(std::span<const Hash128> hashes) {
+LetGo Sessions::Indexed(std::span<const Hash128> hashes) {
+  LetGo let_go;
   MutexLock lock(&mu_);
-  for (const Hash128& hash : hashes) written_.erase(hash);
+  for (const Hash128& hash : hashes) EraseWritten(hash, &let_go);
+  return let_go;
 }
 
-std::vector<WrittenChunk> Sessions::ForgetUnsynced(uint64_t segment_id, uint64_t synced_writes) {
-  std::vector<WrittenChunk> forgotten;
+LetGo Sessions::ForgetUnsynced(uint64_t segment_id, uint64_t synced_writes) {
+  LetGo let_go;
   MutexLock lock(&mu_);
-  absl::erase_if(written_, [&](const auto& entry) {
-    const WrittenChunk& chunk = entry.second;
-    if (chunk.place.segment_id != segment_id || chunk.write_number <= synced_writes) return false;
-    forgotten.push_back(chunk);
-    return true;
-  });
-  return forgotten;
+  for (const auto& [hash, chunk] : written_) {
+    if (chunk.place.segment_id == segment_id && chunk.write_number > synced_writes) {
+      let_go.forgotten.push_back(chunk);
+    }
+  }
+  // A base is in the index, so it is none of these.
+  for (size_t i = 0, count = let_go.forgotten.size(); i < count; ++i) {
+    EraseWritten(let_go.forgotten[i].info.hash, &let_go);
+  }
+  return let_go;
 }
 
 std::vector<bool> Sessions::MarkDying(std::span<const Hash128> hashes) {

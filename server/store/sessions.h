@@ -33,6 +33,9 @@ struct WrittenChunk {
   ChunkInfo info;
   RecordPlace place;
   uint64_t write_number = 0;  // SegmentSet::WriteFinished
+  Hash128 base{};             // of a delta: pinned as long as this is here
+
+  bool is_delta() const { return info.codec == CodecId::kDelta; }
 };
 
 // What nobody holds any more after pins went. The caller must see to both: reap the chunks, release the
@@ -79,6 +82,7 @@ class Sessions {
   LetGo EndPart(const PartRef& part);
   LetGo EndSave(const SaveRef& save);
   std::vector<std::pair<SaveRef, int64_t>> OpenSaves() const;
+  bool HasOpenSaves() const;
 
   // --- writing -----------------------------------------------------------------------------------
 
@@ -89,10 +93,13 @@ class Sessions {
     kDone,  // it is written
   };
   // Begins a Put and pins the chunk for the part. kInvalidArgument if a chunk of this name has other raw
-  // bytes. With kLookUp and kWrite the caller must call FinishPut or FinishWrite in the end.
-  absl::StatusOr<PutStep> BeginPut(const PartRef& part, const ChunkInfo& info, PutDone* done);
+  // bytes; kFailedPrecondition if a delta would take the place of a damaged chunk, which may be the base of
+  // others. With kLookUp and kWrite the caller must call FinishPut or FinishWrite in the end. With these two
+  // a delta takes over a pin of its base (Pin) that the caller has.
+  absl::StatusOr<PutStep> BeginPut(const PartRef& part, const ChunkInfo& info, PutDone* done,
+                                   const Hash128& base = {});
   // The chunk needs no write, or it failed. Returns who waits for it.
-  std::vector<PutDone> FinishPut(const Hash128& hash);
+  std::vector<PutDone> FinishPut(const Hash128& hash, LetGo* let_go);
   // The chunk is written.
   std::vector<PutDone> FinishWrite(const PartRef& part, const WrittenChunk& chunk, LetGo* let_go);
   // Blocks until none of these is being written.
@@ -101,10 +108,11 @@ class Sessions {
   // --- for the committer -------------------------------------------------------------------------
 
   std::vector<std::optional<WrittenChunk>> GetWritten(std::span<const Hash128> hashes) const;
-  // These are in the index now.
-  void Indexed(std::span<const Hash128> hashes);
-  // Drops the chunks of a segment whose fdatasync failed, but for the first `synced_writes` writes.
-  std::vector<WrittenChunk> ForgetUnsynced(uint64_t segment_id, uint64_t synced_writes);
+  // These are in the index now, and deltas have their bases referred to there.
+  LetGo Indexed(std::span<const Hash128> hashes);
+  // Drops the chunks of a segment whose fdatasync failed, but for the first `synced_writes` writes: they are
+  // in `forgotten`.
+  LetGo ForgetUnsynced(uint64_t segment_id, uint64_t synced_writes);
 
   // Marks those that nobody pins: from now on Pin says kDying. For each hash, whether it was marked.
   std::vector<bool> MarkDying(std::span<const Hash128> hashes);
@@ -134,6 +142,7 @@ class Sessions {
   };
   struct Write {
     uint64_t raw_bytes = 0;
+    std::optional<Hash128> base;  // pinned
     std::vector<PutDone> waiters;
   };
 
@@ -141,6 +150,8 @@ class Sessions {
   Held PinLocked(const Hash128& hash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void UnpinLocked(const Hash128& hash, LetGo* let_go) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ForgetIfUnpinned(const Hash128& hash, LetGo* let_go) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Of written_, with the pin of a base.
+  void EraseWritten(const Hash128& hash, LetGo* let_go) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndSession(std::map<PartRef, Session>::iterator session, LetGo* let_go)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckLimit(size_t more) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -21,7 +21,7 @@ void SharedReads::Read(const Hash128& hash, ReadDone done) {
     if (!is_first) ++joined_;
   }
   if (kept != nullptr) return done(std::move(kept));
-  if (is_first) io_->Read(hash, [this, hash](ChunkReadOr chunk) { EndRead(hash, std::move(chunk)); });
+  if (is_first) reads_->Read(hash, [this, hash](ChunkReadOr chunk) { EndRead(hash, std::move(chunk)); });
 }
 
 void SharedReads::EndRead(const Hash128& hash, ChunkReadOr chunk) {

@@ -10,7 +10,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "format/base/mutex.h"
-#include "server/store/chunk_io.h"
+#include "server/store/delta_reads.h"
 #include "server/store/read_leases.h"
 
 namespace esker::store {
@@ -22,8 +22,8 @@ namespace esker::store {
 class SharedReads {
  public:
   // `kept_chunks`: at most so many are kept; KeptChunksFor says how many a pool can spare.
-  SharedReads(ChunkIo* io, const ReadLeases* readers, size_t kept_chunks)
-      : io_(io), readers_(readers), kept_chunks_(kept_chunks) {}
+  SharedReads(DeltaReads* reads, const ReadLeases* readers, size_t kept_chunks)
+      : reads_(reads), readers_(readers), kept_chunks_(kept_chunks) {}
 
   // As Store::ReadChunk. A chunk that is kept is given at once, on this thread.
   void Read(const Hash128& hash, ReadDone done);
@@ -39,7 +39,7 @@ class SharedReads {
   void Keep(std::shared_ptr<const ChunkRead> chunk);
   std::shared_ptr<const ChunkRead> FindKept(const Hash128& hash) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  ChunkIo* const io_;
+  DeltaReads* const reads_;
   const ReadLeases* const readers_;
   const size_t kept_chunks_;
 

@@ -12,6 +12,7 @@
 #include "server/store/committer.h"
 #include "server/store/consistency.h"
 #include "server/store/data_directory.h"
+#include "server/store/delta_reads.h"
 #include "server/store/index.h"
 #include "server/store/read_leases.h"
 #include "server/store/recovery.h"
@@ -20,6 +21,7 @@
 #include "server/store/segment_set.h"
 #include "server/store/sessions.h"
 #include "server/store/shared_reads.h"
+#include "server/store/stock_keeper.h"
 #include "spdlog/spdlog.h"
 
 namespace esker {
@@ -73,26 +75,32 @@ class Store::Impl {
         segments_(disk_.get(), MakeSegmentOptions()),
         committer_(store::CommitContext(index_.get(), &segments_, &sessions_, &counts_, options.clock)),
         io_(std::make_unique<store::ChunkIo>(&buffers_, index_.get(), &segments_, &sessions_, &committer_)),
-        shared_reads_(io_.get(), &leases_, store::KeptChunksFor(options.buffer_pool_bytes)) {
+        delta_reads_(std::make_unique<store::DeltaReads>(&buffers_, io_.get())),
+        shared_reads_(delta_reads_.get(), &leases_, store::KeptChunksFor(options.buffer_pool_bytes)) {
     disk_->RegisterMemory(buffers_.memory());
   }
 
   ~Impl() {
+    stock_keeper_ = nullptr;
+    delta_reads_ = nullptr;     // uses io_
     io_ = nullptr;              // waits for reads and writes, which may post to the committer
     segments_.StopReclaimer();  // so does the reclaimer
     committer_.Stop();
   }
 
   absl::Status Recover() {
-    return committer_.Run([this](store::CommitContext* context) {
+    ESKER_RETURN_IF_ERROR(committer_.Run([this](store::CommitContext* context) {
       return store::Recover(context, disk_.get(), directory_->store_id());
-    });
+    }));
+    stock_keeper_ = std::make_unique<store::StockKeeper>(&segments_, &sessions_, io_.get(), options_.clock);
+    return absl::OkStatus();
   }
 
   absl::Status Reserve(const PartRef& part, uint64_t raw_bytes);
   absl::StatusOr<std::vector<bool>> Offer(const PartRef& part, const std::vector<Hash128>& hashes);
   absl::StatusOr<SealResult> Seal(const PartRef& part, std::string_view part_envelope,
                                   std::string_view layout_envelope);
+  void EndSave(const SaveRef& save);
   absl::Status PutManifest(const SaveRef& save, std::string_view envelope);
   absl::StatusOr<StoredPart> GetPart(const SaveRef& save, uint32_t rank) const;
   absl::StatusOr<RemovedSpace> RemoveSave(const SaveRef& save);
@@ -133,7 +141,9 @@ class Store::Impl {
   store::SegmentSet segments_;
   store::Committer committer_;
   std::unique_ptr<store::ChunkIo> io_;
+  std::unique_ptr<store::DeltaReads> delta_reads_;
   store::SharedReads shared_reads_;
+  std::unique_ptr<store::StockKeeper> stock_keeper_;  // from recovery on
 };
 
 store::SegmentSetOptions Store::Impl::MakeSegmentOptions() {
@@ -141,6 +151,7 @@ store::SegmentSetOptions Store::Impl::MakeSegmentOptions() {
           .store_id = directory_->store_id(),
           .segment_bytes = options_.segment_bytes,
           .recycle_bytes = options_.recycle_bytes,
+          .min_free_bytes = options_.min_free_bytes,
           .clock = options_.clock,
           .failure_changed = [this](uint64_t id, const std::optional<std::string>& why) {
             RecordFailure(id, why);
@@ -245,6 +256,11 @@ absl::StatusOr<SealResult> Store::Impl::Seal(const PartRef& part, std::string_vi
   return result;
 }
 
+void Store::Impl::EndSave(const SaveRef& save) {
+  committer_.Settle(sessions_.EndSave(save));
+  if (!sessions_.HasOpenSaves()) segments_.NoteSavesEnded();
+}
+
 absl::Status Store::Impl::PutManifest(const SaveRef& save, std::string_view envelope) {
   return committer_.Run([&](store::CommitContext* context) -> absl::Status {
     ESKER_ASSIGN_OR_RETURN(const std::optional<std::string> stored, context->index->GetManifest(save));
@@ -317,7 +333,7 @@ absl::StatusOr<RemovedSpace> Store::Impl::RemoveSave(const SaveRef& save) {
 }
 
 void Store::Impl::ReadChunk(const Hash128& hash, ReadMode mode, store::ReadDone done) {
-  if (mode == ReadMode::kFromDisk) return io_->Read(hash, std::move(done));
+  if (mode == ReadMode::kFromDisk) return delta_reads_->Read(hash, std::move(done));
   shared_reads_.Read(hash, std::move(done));
 }
 
@@ -401,7 +417,7 @@ absl::StatusOr<SealResult> Store::Seal(const PartRef& part, std::string_view par
   return impl_->Seal(part, part_envelope, layout_envelope);
 }
 
-void Store::EndSave(const SaveRef& save) { impl_->committer()->Settle(impl_->sessions()->EndSave(save)); }
+void Store::EndSave(const SaveRef& save) { impl_->EndSave(save); }
 std::vector<std::pair<SaveRef, int64_t>> Store::OpenSaves() const { return impl_->sessions()->OpenSaves(); }
 
 absl::Status Store::PutManifest(const SaveRef& save, std::string_view envelope) {

@@ -36,9 +36,9 @@ struct StoreOptions {
   DiskEngine engine = DiskEngine::kAuto;
   uint64_t segment_bytes = 256 << 20;      // of new segments; a multiple of kBlockBytes, at least 16 MiB
   uint64_t buffer_pool_bytes = 128 << 20;  // all payload memory of the server
-  // Empty segments up to this sum are kept for new data (a written file takes O_DIRECT writes about twice as
-  // fast as a new one).
-  uint64_t recycle_bytes = uint64_t{2} << 30;
+  // The stock of empty, written segments for new data (which takes O_DIRECT writes faster than new files do)
+  // is what the largest of the last saves took, but no more than this.
+  uint64_t recycle_bytes = uint64_t{64} << 30;
   uint64_t min_free_bytes = 256 << 20;  // of the file system: never promised to a save
   uint64_t read_lease_ttl_ms = 30'000;
   const Clock* clock = SystemClock();
@@ -153,9 +153,10 @@ class Store {
   // For each hash: whether the store lacks it. What it holds is kept for this part until Seal or EndSave.
   absl::StatusOr<std::vector<bool>> Offer(const PartRef& part, const std::vector<Hash128>& hashes);
 
-  // Takes a chunk for this part. `record` is from buffers(), at least RecordBytes(info.stored_bytes), with
-  // the stored bytes at PayloadOffset(info.stored_bytes); the caller has checked their CRC-32C. `done` is
-  // called once, on any thread: OK means written, not yet durable. A chunk that the store holds already is
+  // Takes a chunk for this part. `record` is from buffers(), or borrowed, at least
+  // RecordBytes(info.stored_bytes), with the stored bytes at PayloadOffset(info.stored_bytes); the caller has
+  // checked their CRC-32C, and the store fills in the rest. `done` is called once, on any thread, when
+  // `record` is not used any more: OK means written, not yet durable. A chunk that the store holds already is
   // not written again. May block for a short time.
   void Put(const PartRef& part, const ChunkInfo& info, Buffer record, std::function<void(absl::Status)> done);
 

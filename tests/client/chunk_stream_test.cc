@@ -71,7 +71,8 @@ TEST_F(ChunkStreamTest, AnEndedStreamIsUnavailable) {
 }
 
 TEST_F(ChunkStreamTest, AReadThatRunsOutLeavesTheStreamWhole) {
-  PutStream stream(connection_->DataChannel(0), server_.address(), BeginSave(), Deadline::After(60'000));
+  PutStream stream(connection_->DataChannel(0), server_.address(), BeginSave(), kFrameBodyBytes,
+                   Deadline::After(60'000));
   const std::string bytes = "bytes";
   ChunkInfo info;
   info.hash = HashOf(AsBytes(bytes));
@@ -94,7 +95,8 @@ TEST_F(ChunkStreamTest, AReadThatRunsOutLeavesTheStreamWhole) {
 
 TEST_F(ChunkStreamTest, TheRpcsDeadlineEndsEveryCall) {
   server_.Stall(Rpc::kPutChunk);
-  PutStream stream(connection_->DataChannel(0), server_.address(), BeginSave(), Deadline::After(100));
+  PutStream stream(connection_->DataChannel(0), server_.address(), BeginSave(), kFrameBodyBytes,
+                   Deadline::After(100));
   const std::string bytes = "bytes";
   ChunkInfo info;
   info.hash = HashOf(AsBytes(bytes));
@@ -115,11 +117,12 @@ TEST_F(ChunkStreamTest, CancelFromAnotherThreadEndsAWait) {
 // none, drops them when the stream and its channel are gone.
 TEST_F(ChunkStreamTest, ViewsEndWithStreamAndChannel) {
   constexpr uint64_t kBytes = 64 << 20;
-  ASSERT_OK_AND_ASSIGN(const auto block, StagingBlock::Map(kBytes));
+  ASSERT_OK_AND_ASSIGN(const auto block, StagingBlock::Map(kBytes, false));
   server_.Stall(Rpc::kPutChunk);
   const v1::SaveContext save = BeginSave();
   {
-    PutStream stream(connection_->DataChannel(0), server_.address(), save, Deadline::After(2'000));
+    PutStream stream(connection_->DataChannel(0), server_.address(), save, kFrameBodyBytes,
+                     Deadline::After(2'000));
     absl::Status status;
     for (uint64_t at = 0; status.ok(); at = (at + kMaxChunkBytes) % kBytes) {
       const ByteView bytes(block->data() + at, kMaxChunkBytes);

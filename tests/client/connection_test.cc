@@ -54,6 +54,51 @@ CheckpointerOptions OptionsFor(const std::string& address, uint64_t timeout_ms) 
   return options;
 }
 
+TEST(SendPlan, NearbyItIsAStreamForEachThreadWithSmallMessages) {
+  for (const int us : {0, 100, 999}) {
+    const SendPlan plan = SendPlanFor(std::chrono::microseconds(us), 2, 1);
+    EXPECT_EQ(plan.streams, 2u);
+    EXPECT_EQ(plan.body_bytes, uint64_t{1} << 20);
+  }
+}
+
+TEST(SendPlan, OnALongWayMessagesGrowAndThenThereAreMoreStreams) {
+  SendPlan plan = SendPlanFor(std::chrono::milliseconds(1), 2, 1);
+  EXPECT_EQ(plan.streams, 2u);
+  EXPECT_EQ(plan.body_bytes, uint64_t{3} << 20);
+  plan = SendPlanFor(std::chrono::milliseconds(10), 2, 1);
+  EXPECT_EQ(plan.streams, 12u);
+  EXPECT_EQ(plan.body_bytes, uint64_t{4} << 20);
+}
+
+TEST(SendPlan, ClientsShareWhatIsOnItsWay) {
+  for (const auto round_trip : {std::chrono::milliseconds(20), std::chrono::milliseconds(3'600'000)}) {
+    EXPECT_EQ(SendPlanFor(round_trip, 1, 1).streams, 16u);
+    EXPECT_EQ(SendPlanFor(round_trip, 1, 4).streams, 4u);
+    const SendPlan plan = SendPlanFor(round_trip, 8, 1'000'000);
+    EXPECT_EQ(plan.streams, 8u);
+    EXPECT_EQ(plan.body_bytes, uint64_t{1} << 20);
+  }
+}
+
+TEST(Connection, KnowsTheShortestRoundTrip) {
+  const FakeServer server;
+  ASSERT_OK_AND_ASSIGN(const auto connection, Connection::Make(server.address()));
+  EXPECT_EQ(connection->round_trip().count(), 0);
+  std::chrono::microseconds shortest = std::chrono::microseconds::max();
+  for (int i = 0; i < 3; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    v1::OpenRunRequest open;
+    open.set_run("run");
+    open.set_incarnation("first");
+    ASSERT_OK(connection->Call("OpenRun", &v1::Coordinator::Stub::OpenRun, open, Deadline::After(10'000)));
+    const auto took = std::chrono::steady_clock::now() - begin;
+    shortest = std::min(shortest, std::chrono::ceil<std::chrono::microseconds>(took));
+    EXPECT_GT(connection->round_trip().count(), 0);
+    EXPECT_LE(connection->round_trip(), shortest);
+  }
+}
+
 TEST(Connection, AddressesAreChecked) {
   for (const char* address : {"", "host", "host:", ":7070", "host:0", "host:70000", "host:port", "host:-1"}) {
     EXPECT_STATUS(Connection::Make(address), absl::StatusCode::kInvalidArgument, "host:port");

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "format/base/status.h"
 #include "format/base/text.h"
+#include "format/delta.h"
 #include "format/envelope.h"
 #include "format/frame.h"
 #include "format/proto/service.grpc.pb.h"
@@ -541,13 +542,15 @@ class FakeServer::State::StoreService final : public v1::Store::Service {
       const absl::Status status = s_->Run(Rpc::kPutChunk, generation, [&]() -> absl::Status {
         s_->mu_.AssertHeld();
         ESKER_RETURN_IF_ERROR(s_->CheckOpen(save));
+        if (info->codec == CodecId::kDelta && !s_->durable_.contains(ParseDelta(AsBytes(stored))->base)) {
+          return absl::FailedPreconditionError("put it whole");
+        }
         s_->put_.push_back(info->hash);
         s_->pending_[info->hash] = {*info, stored};
         return absl::OkStatus();
       });
       if (absl::IsUnavailable(status)) return ToGrpc(status);
-      const uint64_t tag = DecodeFramePrefix(AsBytes(head))->tag;
-      if (!stream->Write(ToBuffer(EncodeAck(tag, status)))) break;
+      if (!stream->Write(ToBuffer(EncodeAck(DecodeFramePrefix(AsBytes(head))->tag, status)))) break;
       MutexLock lock(&s_->mu_);
       if (++puts == s_->puts_per_stream_) return ToGrpc(absl::DeadlineExceededError("open another stream"));
     }

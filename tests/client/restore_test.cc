@@ -300,17 +300,20 @@ class RestoreDamage : public RestoreTest {
   }
 };
 
-TEST_F(RestoreDamage, AFlippedBitIsFoundByTheCrc) {
+TEST_F(RestoreDamage, AFlippedBitIsFoundByTheHash) {
   server_.SetTamper([](FakeServer::Outgoing* out) { out->stored[77] ^= 1; });
-  ExpectLoss("CRC-32C");
+  ExpectLoss("its raw bytes have the hash");
 }
 
-TEST_F(RestoreDamage, AFlippedBitUnderAMatchingCrcIsFoundByTheHash) {
+TEST_F(RestoreDamage, AFlippedBitInAnEncodingIsFoundByTheCrc) {
   server_.SetTamper([](FakeServer::Outgoing* out) {
-    out->stored[77] ^= 1;
+    out->info.codec = CodecId::kZstd;
+    out->stored.resize(2000);
+    out->info.stored_bytes = out->stored.size();
     out->info.stored_crc32c = Crc32c(AsBytes(out->stored));
+    out->stored[77] ^= 1;
   });
-  ExpectLoss("its raw bytes have the hash");
+  ExpectLoss("CRC-32C");
 }
 
 TEST_F(RestoreDamage, AnotherChunkIsNotTaken) {

@@ -184,6 +184,89 @@ TEST(Save, ACodecIsUsedWhereItHelps) {
   }
 }
 
+// A state of random floats, of which each save changes every fourth one's lowest bit.
+class DeltaSave : public ::testing::Test {
+ protected:
+  DeltaSave() {
+    CheckpointerOptions options = TestOptions(server_);
+    options.compression = Compression::kDelta;
+    checkpointer_ = Open(options);
+    tensor_ = &builder_.Add(WholeTensor("w", ElementType::kF32, {50'000}));
+  }
+  void Change() {
+    for (size_t i = 0; i < tensor_->size(); i += 16) (*tensor_)[i] ^= 1;
+  }
+  // Whatever becomes of it.
+  SaveHandle Save(uint64_t step) {
+    absl::StatusOr<SaveHandle> handle = checkpointer_->Save(step, builder_.state());
+    EXPECT_OK(handle);
+    static_cast<void>(handle->Wait());
+    return *handle;
+  }
+
+  static constexpr uint64_t kBytes = 200'000;
+  FakeServer server_;
+  std::unique_ptr<Checkpointer> checkpointer_;
+  StateBuilder builder_{TestSeed()};
+  std::vector<uint8_t>* tensor_;
+};
+
+TEST_F(DeltaSave, SendsWhatHasChanged) {
+  const SaveHandle first = Save(1);
+  ASSERT_OK(first.Result());
+  EXPECT_EQ(first.Progress().sent_bytes, kBytes);
+  EXPECT_FALSE(server_.StoredCodecs().contains(CodecId::kDelta));
+  Change();
+  const SaveHandle second = Save(2);
+  ASSERT_OK(second.Result());
+  EXPECT_LT(second.Progress().sent_bytes, kBytes / 5);
+  EXPECT_EQ(second.Progress().processed_bytes, kBytes);
+  EXPECT_TRUE(server_.StoredCodecs().contains(CodecId::kDelta));
+  EXPECT_EQ(server_.DamagedPuts(), 0u);
+}
+
+TEST_F(DeltaSave, SendsWholeWhoseBaseTheServerHasLost) {
+  ASSERT_OK(Save(1).Result());
+  const std::vector<Hash128> bases = server_.PutHashes();
+  for (size_t i = 0; i < bases.size(); i += 2) server_.LoseChunk(bases[i]);
+  Change();
+  const SaveHandle second = Save(2);
+  ASSERT_OK(second.Result());
+  EXPECT_EQ(server_.PutHashes().size(), 2 * bases.size());
+  EXPECT_GT(second.Progress().sent_bytes, kBytes / 2);
+  EXPECT_EQ(second.Progress().processed_bytes, kBytes);
+  EXPECT_EQ(server_.DamagedPuts(), 0u);
+}
+
+TEST_F(DeltaSave, HasANewBaseOnceTheServerHasLostTheOldOne) {
+  ASSERT_OK(Save(1).Result());
+  server_.LoseEverything();
+  Change();
+  const SaveHandle second = Save(2);
+  ASSERT_OK(second.Result());
+  EXPECT_GE(second.Progress().sent_bytes, kBytes);
+  for (uint64_t step = 3; step <= 6; ++step) {
+    Change();
+    const SaveHandle later = Save(step);
+    ASSERT_OK(later.Result());
+    EXPECT_LT(later.Progress().sent_bytes, kBytes / 5) << "step " << step;
+  }
+}
+
+TEST_F(DeltaSave, FailsIfTheServerTakesItInNoWay) {
+  ASSERT_OK(Save(1).Result());
+  Change();
+  server_.SetHook([&](Rpc rpc, When) {
+    return rpc == Rpc::kPutChunk ? absl::FailedPreconditionError("not this either") : absl::OkStatus();
+  });
+  EXPECT_STATUS(Save(2).Result(), absl::StatusCode::kFailedPrecondition, "not this either");
+  // And the next one has the base that the failed one had.
+  server_.SetHook(nullptr);
+  const SaveHandle third = Save(3);
+  ASSERT_OK(third.Result());
+  EXPECT_LT(third.Progress().sent_bytes, kBytes / 5);
+}
+
 TEST(Save, ASmallWindowIsEnough) {
   FakeServer server;
   CheckpointerOptions options = TestOptions(server);
@@ -509,6 +592,11 @@ TEST(Open, OptionsAreChecked) {
                 "chunk_bytes");
   EXPECT_STATUS(error([](auto* o) { o->chunk_bytes = 0; }), absl::StatusCode::kInvalidArgument,
                 "chunk_bytes");
+  EXPECT_STATUS(error([](auto* o) {
+                  o->compression = Compression::kDelta;
+                  o->keep_staging = false;
+                }),
+                absl::StatusCode::kInvalidArgument, "expected keep_staging");
   EXPECT_STATUS(error([](auto* o) { o->threads = -1; }), absl::StatusCode::kInvalidArgument, "threads");
   EXPECT_STATUS(error([](auto* o) { o->server = "nowhere"; }), absl::StatusCode::kInvalidArgument,
                 "host:port");

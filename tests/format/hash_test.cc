@@ -1,5 +1,6 @@
 #include "format/hash.h"
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -34,6 +35,37 @@ TEST(Crc32c, GoesOnFromASeed) {
 TEST(HashOf, IsXxh3InCanonicalOrder) {
   EXPECT_EQ(HashOf({}).ToHex(), "99aa06d3014798d86001c324468d497f");
   EXPECT_EQ(HashOf(AsBytes("abc")).ToHex(), "06b05ab6733a618578af5f94892f3950");
+}
+
+TEST(ChecksumsOf, AreBothOfTheSameBytes) {
+  constexpr size_t kPiece = 64 << 10;
+  std::string text(3 * kPiece + 5, '\0');
+  std::iota(text.begin(), text.end(), '\0');
+  for (const size_t bytes : {size_t{0}, size_t{1}, size_t{240}, size_t{241}, kPiece - 1, kPiece, kPiece + 1,
+                             2 * kPiece, 3 * kPiece + 5}) {
+    const ByteView some = AsBytes(text).subspan(0, bytes);
+    const Checksums sums = ChecksumsOf(some);
+    EXPECT_EQ(sums.hash, HashOf(some)) << bytes;
+    EXPECT_EQ(sums.crc32c, Crc32c(some)) << bytes;
+  }
+}
+
+TEST(CopyAndHash, JoinsThePiecesAndNamesThem) {
+  std::string text((200 << 10) + 7, '\0');
+  std::iota(text.begin(), text.end(), '\0');
+  for (const std::vector<size_t>& cuts :
+       {std::vector<size_t>{}, {text.size()}, {0, 1, 1}, {1, 65'535, 65'536}, {65'537, 70'000, 200'000}}) {
+    const size_t bytes = cuts.empty() ? 0 : cuts.back();
+    std::vector<ByteView> pieces;
+    size_t begin = 0;
+    for (const size_t cut : cuts) {
+      pieces.push_back(AsBytes(text).subspan(begin, cut - begin));
+      begin = cut;
+    }
+    std::vector<std::byte> copy(bytes);
+    EXPECT_EQ(CopyAndHash(pieces, copy), HashOf(AsBytes(text).first(bytes))) << bytes;
+    EXPECT_TRUE(std::equal(copy.begin(), copy.end(), AsBytes(text).begin())) << bytes;
+  }
 }
 
 TEST(HashFromBytes, TakesExactlySixteen) {

@@ -10,6 +10,7 @@
 #include "format/base/status.h"
 #include "format/chunk_record.h"
 #include "format/codec.h"
+#include "format/delta.h"
 #include "format/dump.h"
 #include "format/envelope.h"
 #include "format/frame.h"
@@ -91,6 +92,50 @@ void RoundTripPlanes(ByteView input) {
   std::vector<std::byte> back(raw.size());
   ESKER_CHECK(DecodePlanes(stored, codec_input->dtype, back).ok());
   ESKER_CHECK(back == raw);
+}
+
+// As a server reads it, whatever its base is.
+void DecodeDelta(ByteView input) {
+  const auto codec_input = ReadCodecInput(input);
+  if (!codec_input.has_value()) return;
+  const auto& [dtype, raw_bytes, stored] = *codec_input;
+  const absl::StatusOr<Delta> delta = ParseDelta(stored);
+  CheckRefusal(delta.status());
+  if (!delta.ok()) return;
+  std::vector<std::byte> raw(raw_bytes);
+  const absl::Status decoded = delta->codec->decode(delta->difference, dtype, raw);
+  CheckRefusal(decoded);
+  if (!decoded.ok()) return;
+  const std::vector<std::byte> difference = raw;
+  const std::vector<std::byte> base(raw_bytes, std::byte{0x5A});
+  XorInto(raw, base);
+  XorInto(raw, base);
+  ESKER_CHECK(raw == difference);
+}
+
+// What follows the length is repeated until there is a base, and changes some of it.
+void RoundTripDelta(ByteView input) {
+  const auto codec_input = ReadCodecInput(input);
+  if (!codec_input.has_value() || codec_input->stored.empty()) return;
+  const std::vector<std::byte>& pattern = codec_input->stored;
+  std::vector<std::byte> base(codec_input->raw_bytes % (kPlanesBlockBytes + 100));
+  for (size_t i = 0; i < base.size(); ++i) base[i] = pattern[i % pattern.size()];
+  std::vector<std::byte> raw = base;
+  for (size_t i = 0; i < raw.size(); i += 1 + static_cast<size_t>(pattern[0]))
+    raw[i] ^= pattern[i % pattern.size()];
+  const Hash128 base_hash = HashOf(base);
+  for (const CodecId id : {CodecId::kRaw, CodecId::kZstd, CodecId::kPlanes}) {
+    std::vector<std::byte> stored;
+    if (!EncodeDelta(*FindCodec(id), raw, base, base_hash, codec_input->dtype, &stored)) continue;
+    ESKER_CHECK(stored.size() < raw.size());
+    stored.shrink_to_fit();
+    const absl::StatusOr<Delta> delta = ParseDelta(stored);
+    ESKER_CHECK(delta.ok() && delta->base == base_hash && delta->codec->id == id);
+    std::vector<std::byte> back(raw.size());
+    ESKER_CHECK(delta->codec->decode(delta->difference, codec_input->dtype, back).ok());
+    XorInto(back, base);
+    ESKER_CHECK(back == raw);
+  }
 }
 
 // --- Headers: as they are, and once more with a right checksum, which no fuzzer finds -------------
@@ -208,6 +253,8 @@ constexpr Target kTargets[] = {
     {"planes", DecodePlanesChunk},
     {"planes_range", DecodePlanesPart},
     {"planes_round_trip", RoundTripPlanes},
+    {"delta", DecodeDelta},
+    {"delta_round_trip", RoundTripDelta},
     {"chunk_record", DecodeChunkRecord},
     {"segment_header", DecodeSegment},
     {"envelope", DecodeEnvelopes},

@@ -21,6 +21,11 @@ using JobState = std::vector<RankState>;
 // Row shards of `tensors`, and two items a rank: "rng" of 5000 bytes and "empty".
 JobState MakeJobState(const std::vector<GlobalTensor>& tensors, uint32_t ranks, uint64_t seed);
 
+// A model and its optimizer's state, of which little changes from step to step (TrainingContent): row shards,
+// and the items "rng", longer with each step, and "empty".
+const std::vector<GlobalTensor>& TrainingTensors();
+JobState MakeTrainingState(uint32_t ranks, uint64_t seed, uint64_t step);
+
 class Job {
  public:
   // Opens every rank; `options` says the server, run and incarnation.
@@ -43,6 +48,10 @@ class Job {
 // were saved. Empty if all is as `seed` made it, else what differs or fails.
 std::string RestoreDifference(const std::string& server, const std::string& run, uint64_t step,
                               const std::vector<GlobalTensor>& tensors, uint32_t ranks, uint64_t seed);
+
+// The same for a checkpoint of MakeTrainingState.
+std::string TrainingDifference(const std::string& server, const std::string& run, uint64_t step,
+                               uint32_t ranks, uint64_t seed);
 
 // Options with small limits, for tests.
 CheckpointerOptions JobOptions(const std::string& server, const std::string& run,

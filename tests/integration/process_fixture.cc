@@ -132,6 +132,14 @@ void ChildProcess::Signal(int signal) {
   if (!exit_code_.has_value()) ::kill(pid_, signal);
 }
 
+void ChildProcess::Freeze() {
+  Signal(SIGSTOP);
+  siginfo_t frozen{};
+  while (::waitid(P_PID, static_cast<id_t>(pid_), &frozen, WSTOPPED | WEXITED | WNOWAIT) != 0 &&
+         errno == EINTR) {
+  }
+}
+
 void ChildProcess::Kill() {
   Signal(SIGKILL);
   WaitExit(milliseconds(-1));

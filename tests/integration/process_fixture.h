@@ -44,6 +44,8 @@ class ChildProcess {
 
   // Does nothing if it has ended.
   void Signal(int signal);
+  // SIGSTOP, and waits until it stands still; SIGCONT lets it go on.
+  void Freeze();
   // SIGKILL, and waits for the end.
   void Kill();
   // How it ended: the exit code, or 128 + signal; nothing if it still runs after `timeout`.

@@ -41,7 +41,7 @@ RawClient::RawClient(const std::string& address)
         grpc::ChannelArguments arguments;
         arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
         arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 20);
-        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 20);
+        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10'000);  // so long may an attempt take
         arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
         arguments.SetMaxReceiveMessageSize(64 << 20);
         return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);

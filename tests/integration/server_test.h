@@ -4,9 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
+#include "format/base/unix_socket.h"
 #include "tests/integration/job.h"
 #include "tests/integration/process_fixture.h"
 #include "tests/integration/raw_client.h"
@@ -15,6 +17,10 @@
 #include "tests/testing/temp_dir.h"
 
 namespace esker::testing {
+
+MATCHER_P(IsOneLineWith, part, "") {
+  return std::count(arg.begin(), arg.end(), '\n') == 1 && arg.find(part) != std::string::npos;
+}
 
 class ServerTest : public ::testing::Test {
  protected:
@@ -44,6 +50,9 @@ class ServerTest : public ::testing::Test {
     ASSERT_OK(server_->Start());
     client_ = std::make_unique<RawClient>(server_->address());
   }
+
+  // Clients still see the server's socket, and nobody serves it.
+  void EndLocalSocket() { ASSERT_OK(UnixSocket::Listen(dir_ / "data/local.sock").status()); }
 
   CheckpointerOptions Options(const std::string& run = "run",
                               const std::string& incarnation = "first") const {

@@ -1,6 +1,7 @@
 #include "tests/integration/test_state.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -31,6 +32,39 @@ uint64_t Elements(const std::vector<uint64_t>& extent) {
   return count;
 }
 
+// Calls `visit` with each element's number in the box and in the global tensor, row-major.
+void ForEachElement(const TensorBox& box, const std::function<void(uint64_t, uint64_t)>& visit) {
+  const uint64_t count = Elements(box.extent);
+  std::vector<uint64_t> at = box.offset;  // of the element in the global tensor
+  for (uint64_t i = 0; i < count; ++i) {
+    uint64_t index = 0;
+    for (size_t d = 0; d < box.shape.size(); ++d) index = index * box.shape[d] + at[d];
+    visit(i, index);
+    for (size_t d = box.shape.size(); d-- > 0;) {
+      if (++at[d] < box.offset[d] + box.extent[d]) break;
+      at[d] = box.offset[d];
+    }
+  }
+}
+
+// About normal, as weights are.
+float Weight(uint64_t word) {
+  int32_t sum = 0;
+  for (int shift = 0; shift < 64; shift += 16) sum += static_cast<int16_t>(word >> shift);
+  return static_cast<float>(sum) * 5e-7F;
+}
+
+// The bits of a float's (or, the upper half, a bfloat16's) weight after so many steps.
+uint32_t TrainedBits(uint64_t word, uint64_t step, bool is_bfloat16) {
+  uint32_t bits = std::bit_cast<uint32_t>(Weight(word));
+  for (uint64_t s = 1; s <= step; ++s) {
+    const uint64_t change = Mix(word + s);
+    if (is_bfloat16 && change % 16 == 0) bits ^= 1U << 16;
+    if (!is_bfloat16 && change % 8 == 0) bits ^= static_cast<uint32_t>(change >> 8 & 0xFF);
+  }
+  return is_bfloat16 ? bits >> 16 : bits;
+}
+
 std::string Describe(const TensorBox& box) {
   return absl::StrCat(box.name, " ", std::string(ElementTypeName(box.type)), " [",
                       absl::StrJoin(box.shape, ","), "] at [", absl::StrJoin(box.offset, ","), "] of [",
@@ -41,21 +75,28 @@ std::string Describe(const TensorBox& box) {
 
 std::vector<std::byte> BoxContent(const TensorBox& box, uint64_t seed) {
   const uint64_t element_bytes = ElementSize(box.type);
-  const uint64_t count = Elements(box.extent);
   const uint64_t name_seed = NameSeed(box.name, seed);
-  std::vector<std::byte> content(count * element_bytes);
-  std::vector<uint64_t> at = box.offset;  // of the element in the global tensor
-  for (uint64_t i = 0; i < count; ++i) {
-    uint64_t index = 0;
-    for (size_t d = 0; d < box.shape.size(); ++d) index = index * box.shape[d] + at[d];
+  std::vector<std::byte> content(Elements(box.extent) * element_bytes);
+  ForEachElement(box, [&](uint64_t i, uint64_t index) {
     const uint64_t words[2] = {Mix(name_seed + index), Mix(name_seed ^ ~index)};
     std::memcpy(content.data() + i * element_bytes, words, std::min<uint64_t>(element_bytes, sizeof(words)));
-    for (size_t d = box.shape.size(); d-- > 0;) {
-      if (++at[d] < box.offset[d] + box.extent[d]) break;
-      at[d] = box.offset[d];
-    }
-  }
+  });
   return content;
+}
+
+Content TrainingContent(uint64_t seed, uint64_t step) {
+  return [seed, step](const TensorBox& box) {
+    const bool is_float = box.type == ElementType::kF32;
+    if (!is_float && box.type != ElementType::kBF16) return BoxContent(box, seed + step);
+    const uint64_t element_bytes = ElementSize(box.type);
+    const uint64_t name_seed = NameSeed(box.name, seed);
+    std::vector<std::byte> content(Elements(box.extent) * element_bytes);
+    ForEachElement(box, [&](uint64_t i, uint64_t index) {
+      const uint32_t bits = TrainedBits(Mix(name_seed + index), step, !is_float);
+      std::memcpy(content.data() + i * element_bytes, &bits, element_bytes);
+    });
+    return content;
+  };
 }
 
 std::string ItemContent(const std::string& name, uint32_t rank, uint64_t bytes, uint64_t seed) {
@@ -65,8 +106,10 @@ std::string ItemContent(const std::string& name, uint32_t rank, uint64_t bytes, 
   return content;
 }
 
-void RankState::AddTensor(const TensorBox& box, uint64_t seed) {
-  memory_.push_back(BoxContent(box, seed));
+void RankState::AddTensor(const TensorBox& box, uint64_t seed) { AddTensor(box, BoxContent(box, seed)); }
+
+void RankState::AddTensor(const TensorBox& box, std::vector<std::byte> content) {
+  memory_.push_back(std::move(content));
   state_.tensors.push_back({box, memory_.back().data()});
 }
 
@@ -94,8 +137,12 @@ std::vector<TargetTensor> RestoreTarget::tensors() {
 }
 
 std::string RestoreTarget::Difference(uint64_t seed) const {
+  return Difference([seed](const TensorBox& box) { return BoxContent(box, seed); });
+}
+
+std::string RestoreTarget::Difference(const Content& content) const {
   for (size_t i = 0; i < boxes_.size(); ++i) {
-    const std::vector<std::byte> expected = BoxContent(boxes_[i], seed);
+    const std::vector<std::byte> expected = content(boxes_[i]);
     const auto [at, other] =
         std::mismatch(memory_[i].begin(), memory_[i].end(), expected.begin(), expected.end());
     if (at == memory_[i].end() && other == expected.end()) continue;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -15,6 +16,11 @@ namespace esker::testing {
 
 // The box's elements, row-major.
 std::vector<std::byte> BoxContent(const TensorBox& box, uint64_t seed);
+// A box's elements, row-major: what a test's state consists of.
+using Content = std::function<std::vector<std::byte>(const TensorBox& box)>;
+// Of a training run of `seed` at `step`: floats like weights, of some of which each step changes the low
+// bits, and integers that all change.
+Content TrainingContent(uint64_t seed, uint64_t step);
 // Made-up bytes.
 std::string ItemContent(const std::string& name, uint32_t rank, uint64_t bytes, uint64_t seed);
 
@@ -29,6 +35,7 @@ struct GlobalTensor {
 class RankState {
  public:
   void AddTensor(const TensorBox& box, uint64_t seed);
+  void AddTensor(const TensorBox& box, std::vector<std::byte> content);
   void AddItem(const std::string& name, std::string bytes);
   const State& state() const { return state_; }
   uint64_t tensor_bytes() const;
@@ -46,6 +53,7 @@ class RestoreTarget {
   std::vector<TargetTensor> tensors();
   // Empty if every box holds what `seed` makes of it, else which one does not.
   std::string Difference(uint64_t seed) const;
+  std::string Difference(const Content& content) const;
 
  private:
   std::vector<TensorBox> boxes_;

@@ -117,6 +117,19 @@ def test_lists_checkpoints(server: Server, run: str) -> None:
         info.step = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("transport", ["shm", "grpc"])
+def test_a_save_goes_the_way_that_was_asked_for(server: Server, run: str, transport: Literal["shm", "grpc"]) -> None:
+    checkpointer = Checkpointer(server.address, run, 0, 1, transport=transport)
+    handle = save(checkpointer, 1, weight=random_array(100, 1000))
+    handle.wait()
+    assert handle.progress().transport == transport
+
+
+def test_an_unknown_transport_is_refused(server: Server, run: str) -> None:
+    with pytest.raises(ValueError, match='"auto", "shm", "grpc", found "pigeon"'):
+        Checkpointer(server.address, run, 0, 1, transport="pigeon")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("compression", ["zstd", "planes"])
 def test_compression_gives_back_the_same(server: Server, run: str, compression: Literal["zstd", "planes"]) -> None:
     checkpointer = Checkpointer(server.address, run, 0, 1, compression=compression, chunk_bytes=64 << 10)
@@ -126,6 +139,31 @@ def test_compression_gives_back_the_same(server: Server, run: str, compression: 
     found = np.ones_like(zeros)
     checkpointer.open_checkpoint().restore([whole("a", found)])
     assert not found.any()
+
+
+@pytest.mark.parametrize("transport", ["shm", "grpc"])
+def test_a_delta_takes_little_and_gives_back_the_same(server: Server, run: str, transport: Literal["shm", "grpc"]) -> None:
+    checkpointer = Checkpointer(server.address, run, 0, 1, compression="delta", transport=transport, chunk_bytes=64 << 10)
+    weight = random_array(MIB // 4, seed=71 if transport == "shm" else 72)  # nothing that the server holds
+    seen = []
+    sent = []
+    for step in (1, 2, 3):
+        handle = save(checkpointer, step, weight=weight)
+        handle.wait()
+        sent.append(handle.progress().sent_bytes)
+        seen.append(weight.copy())
+        weight.view(np.uint32)[step::50] ^= 1
+    assert sent[0] > MIB / 2
+    assert max(sent[1:]) < sent[0] / 5
+    for step, expected in zip((1, 2, 3), seen, strict=True):
+        found = np.zeros_like(weight)
+        checkpointer.open_checkpoint(step).restore([whole("weight", found)])
+        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_a_delta_needs_the_staging_memory(server: Server, run: str) -> None:
+    with expect_error("INVALID_ARGUMENT", "keep_staging"):
+        Checkpointer(server.address, run, 0, 1, compression="delta", keep_staging=False)
 
 
 # --- errors
@@ -311,16 +349,25 @@ class Ticks:
 
 def test_other_threads_run_while_it_works(server: Server, run: str) -> None:
     checkpointer = Checkpointer(server.address, run, 0, 1)
-    array = np.ones(64 * MIB, np.float32)
-    handles: list[SaveHandle] = []
+    array = random_array(4 * MIB)
+    save(checkpointer, 1, a=array).wait()
+
+    def is_concurrent(call: Callable[[], object]) -> bool:
+        """Runs what needs the server, which is away for a while, so that even a fast machine is seen to wait."""
+        server.signal(signal.SIGSTOP)
+        threading.Timer(0.3, server.signal, [signal.SIGCONT]).start()
+        return ticks.during(call) >= 5
+
     with Ticks() as ticks:
-        assert ticks.during(lambda: handles.append(save(checkpointer, 1, a=array))) >= 5
-        assert ticks.during(handles[0].wait) >= 5
-        checkpoint = checkpointer.open_checkpoint()
-        assert ticks.during(lambda: checkpoint.restore([whole("a", array)])) >= 5
         with frozen(server):
-            threading.Timer(0.3, server.signal, [signal.SIGCONT]).start()
-            assert ticks.during(lambda: checkpoint.read_item(0, "a") if checkpointer.list() is None else None) >= 5
+            handle = save(checkpointer, 2, a=array)
+            assert is_concurrent(handle.wait)
+        with frozen(server):
+            handle = save(checkpointer, 3, a=array)
+            assert is_concurrent(lambda: save(checkpointer, 4, a=array).wait())
+        checkpoint = checkpointer.open_checkpoint()
+        assert is_concurrent(lambda: checkpoint.restore([whole("a", array)]))
+        assert is_concurrent(lambda: checkpoint.read_item(0, "a") if checkpointer.list() is None else None)
 
 
 def test_other_threads_run_while_the_end_waits_for_a_save(server: Server, run: str) -> None:

@@ -41,7 +41,7 @@ TEST_F(Config, DefaultsAreThoseOfTheHelp) {
   EXPECT_EQ(config.store.engine, DiskEngine::kAuto);
   EXPECT_EQ(config.store.segment_bytes, 256 << 20);
   EXPECT_EQ(config.store.buffer_pool_bytes, 128 << 20);
-  EXPECT_EQ(config.store.recycle_bytes, uint64_t{2} << 30);
+  EXPECT_EQ(config.store.recycle_bytes, uint64_t{64} << 30);
   EXPECT_EQ(config.store.min_free_bytes, 256 << 20);
   EXPECT_EQ(config.store.read_lease_ttl_ms, 30'000);
   EXPECT_EQ(config.coordinator.save_timeout_ms, 300'000);

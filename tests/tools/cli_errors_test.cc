@@ -281,22 +281,72 @@ TEST_F(CliInputTest, UnknownRunsAndStepsAreExitCode3) {
 // --- bench
 // --------------------------------------------------------------------------------------------------
 
-TEST(CliBench, ReportsWhatItMeasuredAndLeavesNothing) {
+// On a server of its own, which leaves nothing.
+nlohmann::ordered_json BenchJson(const std::vector<std::string>& arguments) {
   const TempDir directory;
+  std::vector<std::string> all = {"bench"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  for (const std::string word : {"--runs", "1", "--dir", directory.path().c_str(), "--json"})
+    all.push_back(word);
+  const Outcome outcome = RunEsker("127.0.0.1:1", all);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(ListDirectory(directory.path()), std::vector<std::string>{});
+  return outcome.Json();
+}
+
+void ExpectPositive(const nlohmann::ordered_json& json, const std::vector<std::string>& figures) {
+  for (const std::string& figure : figures) {
+    SCOPED_TRACE(figure);
+    ASSERT_TRUE(json.contains(figure) && json[figure].is_number()) << json;
+    EXPECT_GT(json[figure], 0);
+  }
+}
+
+TEST(CliBench, ReportsWhatItMeasuredAndLeavesNothing) {
   for (const std::string command : {"save", "restore"}) {
-    const Outcome outcome = RunEsker("127.0.0.1:1", {"bench", command, "--size", "24MiB", "--ranks", "3",
-                                                     "--runs", "1", "--dir", directory.path(), "--json"});
-    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-    const auto json = outcome.Json();
+    const auto json = BenchJson({command, "--size", "24MiB", "--ranks", "3"});
     EXPECT_EQ(json["command"], command);
-    for (const char* figure : {"durable_gbps", "limit_gbps", "ratio", "stall_over_memcpy", "cpu_s_per_gb"}) {
-      EXPECT_GT(json[figure], 0) << figure;
-    }
+    ExpectPositive(json, {"durable_gbps", "limit_gbps", "ratio", "stall_over_memcpy", "cpu_s_per_gb"});
     EXPECT_EQ(json["bytes_raw"], 24 << 20);
     EXPECT_EQ(json["bytes_stored"], 24 << 20);
     EXPECT_GT(json["server_peak_rss_bytes"], 1'000'000);
-    EXPECT_EQ(ListDirectory(directory.path()), std::vector<std::string>{});
+    EXPECT_GT(json["rank_peak_rss_bytes"], 1'000'000);
   }
+}
+
+TEST(CliBench, TransportIsWhatWasAskedFor) {
+  for (const std::string transport : {"shm", "grpc"}) {
+    const auto json = BenchJson({"save", "--size", "8MiB", "--ranks", "2", "--transport", transport});
+    EXPECT_EQ(json["transport"], transport);
+    EXPECT_TRUE(json["cpu_s_per_gb_beyond_copy"].is_number());
+    // TCP is the limit of what goes over it, and of nothing else.
+    EXPECT_EQ(json["tcp_ratio"].is_null(), transport == "shm");
+    EXPECT_EQ(json["tcp_limit_gbps"].is_null(), transport == "shm");
+  }
+}
+
+TEST(CliBench, RestoreSaysWhichWayItsBytesCame) {
+  const auto transport_of = [](const std::string& size, const std::string& asked_for) {
+    return BenchJson({"restore", "--size", size, "--ranks", "2", "--transport", asked_for})["transport"];
+  };
+  EXPECT_EQ(transport_of("16MiB", "auto"), "shm");
+  EXPECT_EQ(transport_of("16MiB", "grpc"), "grpc");
+  // So little goes over the connection that is there.
+  EXPECT_EQ(transport_of("4MiB", "auto"), "grpc");
+}
+
+TEST(CliBench, StallComparesTheFirstSaveAndLaterOnesWithACopy) {
+  const auto json = BenchJson({"stall", "--size", "8MiB"});
+  EXPECT_EQ(json["command"], "stall");
+  ExpectPositive(json,
+                 {"first_stall_over_memcpy", "stall_over_memcpy", "first_stall_ms", "stall_ms", "memcpy_ms"});
+  EXPECT_EQ(json["bytes_raw"], 8 << 20);
+}
+
+TEST(CliBench, CommitComparesATinySaveWithASmallDurableWrite) {
+  const auto json = BenchJson({"commit", "--ranks", "2"});
+  EXPECT_EQ(json["command"], "commit");
+  ExpectPositive(json, {"commit_ms", "limit_ms", "ratio"});
 }
 
 TEST(CliBench, CodecMeasuresEachCodecOnEachTensorSet) {

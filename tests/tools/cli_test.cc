@@ -464,7 +464,7 @@ TEST_F(CliTest, LsAndShowAnswerSoonWithManyCheckpoints) {
   for (const std::vector<std::string>& command : commands) {
     auto best = std::chrono::steady_clock::duration::max();
     // The machine may be busy with something else for a while, but not every time.
-    for (int round = 0; round < 20; ++round) {
+    for (int round = 0; round < 300 && best >= kSoon; ++round) {
       const auto start = std::chrono::steady_clock::now();
       Ok(command);
       best = std::min(best, std::chrono::steady_clock::now() - start);

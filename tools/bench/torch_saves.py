@@ -5,7 +5,7 @@
 
 One process with a state of float32 tensors that change before every save. The contenders take turns, round by round; the first
 round, in which memory is touched and files are made, is not counted. Everything saved is durable when its time ends; what is
-loaded comes from the disk (DCP's files are dropped from the page cache; Esker reads past it). Figures are medians.
+loaded comes from the disk (the page cache is dropped; Esker reads past it). Figures are medians.
 
   stall      how long save() keeps the loop, against one Tensor.copy_ of the state into touched memory, and dcp.async_save
   dcp_save   dcp.save through esker.torch.StorageWriter, against DCP's FileSystemWriter, which syncs its files
@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import page_cache
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -66,13 +67,6 @@ def in_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, list[fl
             if number > 0:
                 times[name].append(took)
     return times
-
-
-def drop_from_page_cache(directory: pathlib.Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Bench:
@@ -144,7 +138,7 @@ class Bench:
             return took
 
         def files(_: int) -> float:
-            drop_from_page_cache(target)
+            page_cache.drop(target)
             took = seconds(lambda: dcp.load(into, storage_reader=FileSystemReader(target)))
             check()
             return took

@@ -25,6 +25,10 @@ enum class Compression {
   kNone,
   kZstd,
   kPlanes,  // for floats: by byte planes, of which the exponents are compressed
+  kAuto,    // kPlanes where that makes saves faster, else kNone: judged from save to save
+  // kPlanes, and of what has changed little since an earlier save, only the difference from that. Takes twice
+  // the staging memory, in which that save's bytes are kept, and needs keep_staging.
+  kDelta,
 };
 
 struct CheckpointerOptions {
@@ -41,11 +45,13 @@ struct CheckpointerOptions {
 
   InFlightPolicy in_flight = InFlightPolicy::kWait;
   Compression compression = Compression::kNone;
+  Transport transport = Transport::kAuto;
 
   // Worker threads that copy the snapshot, hash, encode and upload; 0: as many as the machine has cores, at
   // most 8.
   int threads = 0;
-  // Memory for encoded chunks on their way. The staging arena comes on top: one copy of this rank's state.
+  // Memory for encoded chunks on their way. The staging arena comes on top: one copy of this rank's state,
+  // two with kDelta.
   uint64_t pipeline_bytes = 64 << 20;
   // Staging memory to allocate and touch in the background from the start, so that the first Save does not
   // pay for it. 0: the first Save allocates.
@@ -71,11 +77,13 @@ struct SaveProgress {
   Phase phase = Phase::kUploading;
   uint64_t raw_bytes = 0;           // of this rank
   uint64_t processed_bytes = 0;     // hashed, and held by the server: sent, or known before
-  uint64_t sent_bytes = 0;          // over the network, encoded
+  uint64_t sent_bytes = 0;          // to the server (or written by it from shared memory), encoded
   uint64_t deduplicated_bytes = 0;  // raw bytes that the server held already
   // Of raw_bytes, what this Checkpointer's save before had too, counted in whole chunks. Known once the part
   // is sealed. Nearly all of it: a copy is being saved, perhaps, that training no longer changes.
   uint64_t unchanged_bytes = 0;
+  // How the payload goes to the server; kAuto as long as that is not known.
+  Transport transport = Transport::kAuto;
 };
 
 // A save under way. Copyable; the save goes on if all handles are dropped. Thread-safe.
@@ -112,11 +120,13 @@ class Checkpointer {
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
 
-  // Copies the state into the staging arena and returns; everything else happens on worker threads. The
-  // caller may change its tensors from then on. Never fails because of the server: the handle says so. An
-  // error here means that the state itself is wrong (kInvalidArgument: which tensor, and why) or does not fit
-  // into memory (kResourceExhausted); nothing was saved then. Every rank of the run must save the same step.
-  // Nothing is visible until all have.
+  // Copies the state into the staging arena and returns; everything else happens on worker threads, or in a
+  // server on the same host: then the save goes on even if this process dies (SaveProgress::transport). The
+  // caller may change its tensors from then on. Never fails because of the server: the handle says so; one
+  // on the same host that hangs holds Save up for two seconds at most. An error here means that the state
+  // itself is wrong (kInvalidArgument: which tensor, and why) or does not fit into memory
+  // (kResourceExhausted); nothing was saved then. Every rank of the run must save the same step. Nothing is
+  // visible until all have.
   absl::StatusOr<SaveHandle> Save(uint64_t step, const State& state);
 
   // This rank can't take part in the save of `step`, or gives it up: the save fails on all ranks at once,

@@ -15,12 +15,20 @@
 
 namespace esker {
 
+// How payload gets to a server and back.
+enum class Transport {
+  kAuto,          // memory that both share if the server is on this host, else gRPC
+  kSharedMemory,  // that, or an error
+  kGrpc,
+};
+
 struct ReaderOptions {
   std::string server;  // "host:port"
   // How long to try to reach a server that does not answer, for each call.
   uint64_t connect_timeout_ms = 20'000;
   // Worker threads that fetch, decode, verify and copy; 0: as many as the machine has cores, at most 8.
   int threads = 0;
+  Transport transport = Transport::kAuto;
 };
 
 struct CheckpointInfo {
@@ -84,6 +92,10 @@ class CheckpointReader {
   // kDataLoss (missing or damaged: names run, step, rank, tensor, chunk), kUnavailable (server). Reads only
   // chunks that hold wanted bytes, each once.
   absl::Status Restore(const RestoreRequest& request);
+
+  // How the payload of the last Restore came; kAuto: there was none yet, or it came both ways. A few
+  // megabytes go through gRPC even from a server on this host.
+  Transport transport() const;
 
   // A byte item of a rank. kNotFound if the rank stored none of that name.
   absl::StatusOr<std::string> ReadItem(uint32_t rank, const std::string& name);

@@ -107,6 +107,9 @@ class SaveProgress:
     @property
     def unchanged_bytes(self) -> int:
         """Of raw_bytes, what this Checkpointer's save before had too, counted in whole chunks; 0 until "sealed"."""
+    @property
+    def transport(self) -> Literal["auto", "shm", "grpc"]:
+        """How the payload goes to the server; "auto" as long as that is not known."""
 
 class SaveHandle:
     """A save under way. The save goes on if the handle is dropped."""
@@ -138,7 +141,8 @@ class Checkpointer:
         *,
         incarnation: str = "",
         in_flight: Literal["wait", "skip", "fail"] = "wait",
-        compression: Literal["none", "zstd", "planes"] = "none",
+        compression: Literal["none", "zstd", "planes", "auto", "delta"] = "none",
+        transport: Literal["auto", "shm", "grpc"] = "auto",
         threads: int = 0,
         pipeline_bytes: int = 64 << 20,
         staging_bytes: int = 0,
@@ -155,6 +159,8 @@ class Checkpointer:
             world_size is 1, else an error.
         in_flight: what save does while the save before it is under way: wait for it, or skip or fail the new one (its handle is
             done at once, with code "CANCELLED" or "FAILED_PRECONDITION").
+        compression: "delta" takes twice the staging memory, and needs keep_staging.
+        transport: how payload goes: "shm", memory shared with a server on this host, or an error; "grpc"; "auto": "shm" if it can.
         threads: that copy, hash, encode and upload; 0: as many as the machine has cores, at most 8.
         pipeline_bytes: memory for encoded chunks on their way. Staging memory, one copy of this rank's state, comes on top.
         staging_bytes: staging memory to allocate and touch in the background at once; 0: the first save allocates it.
@@ -193,8 +199,8 @@ class Checkpointer:
 class Reader:
     """A connection for reading, without being a rank. Connects at the first call."""
 
-    def __init__(self, server: str, *, connect_timeout: float = 20.0, threads: int = 0) -> None:
-        """server: "host:port". connect_timeout: of each call. threads: as Checkpointer's."""
+    def __init__(self, server: str, *, connect_timeout: float = 20.0, threads: int = 0, transport: Literal["auto", "shm", "grpc"] = "auto") -> None:
+        """server: "host:port". connect_timeout: of each call. threads, transport: as Checkpointer's."""
     def list(self, run: str) -> list[CheckpointInfo]:
         """Committed checkpoints of `run`, by step. Raises EskerError: "NOT_FOUND" (no such run), "UNAVAILABLE"."""
     def open(self, run: str, step: int | None = None) -> Checkpoint:

@@ -58,7 +58,8 @@ class Checkpointer:
         on_error: Literal["log", "raise"] = "log",
         in_flight: Literal["wait", "skip", "fail"] = "wait",
         incarnation: str = "",
-        compression: Literal["none", "zstd", "planes"] = "none",
+        compression: Literal["none", "zstd", "planes", "auto", "delta"] = "none",
+        transport: Literal["auto", "shm", "grpc"] = "auto",
         threads: int = 0,
         staging_bytes: int = 0,
         connect_timeout: float = 20.0,
@@ -79,7 +80,11 @@ class Checkpointer:
         incarnation: equal on all ranks of one start of the job, new at the next. By default ESKER_INCARNATION of the environment;
             else, where torch.distributed is initialized with as many ranks, they agree on one by a broadcast; else the
             launcher's (torchrun with an id, Slurm).
-        compression: "none"; "planes", for floats (a third of bf16, a sixth of fp32 is saved); "zstd", for what repeats itself.
+        compression: "none"; "planes", for floats (a third of bf16, a sixth of fp32 is saved); "zstd", for what repeats itself;
+            "auto": planes where that makes saves faster, judged from save to save; "delta": planes, and of what changed little
+            since an earlier save only the difference: for low learning rates in bf16; keeps a second copy of the state in memory.
+        transport: how the state gets to the server and back: "shm", memory shared with a server on this host, or an error;
+            "grpc"; "auto": "shm" where it can be.
         threads: worker threads; 0: as many as cores, at most 8.
         staging_bytes: memory for the snapshot, to be touched ahead of the first save. 0: the first save allocates.
         connect_timeout, save_timeout: seconds to reach the server; seconds from save to commit.
@@ -119,6 +124,7 @@ class Checkpointer:
             incarnation=incarnation or job_start.agreed_token(world_size),
             in_flight=in_flight,
             compression=compression,
+            transport=transport,
             threads=threads,
             staging_bytes=staging_bytes,
             connect_timeout=connect_timeout,

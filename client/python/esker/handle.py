@@ -20,7 +20,8 @@ class Progress(Protocol):
 
     phase: "uploading", "sealed" (this rank is done), "committed" or "failed". raw_bytes: of the state. processed_bytes: of
     these, what the server holds. sent_bytes: over the network. deduplicated_bytes: raw bytes that the server held already.
-    unchanged_bytes: raw bytes that this rank's save before had too; known once it is sealed.
+    unchanged_bytes: raw bytes that this rank's save before had too; known once it is sealed. transport: how the bytes go to the
+    server, "shm" (shared memory) or "grpc"; "auto" as long as that is not known.
     """
 
     @property
@@ -35,6 +36,8 @@ class Progress(Protocol):
     def deduplicated_bytes(self) -> int: ...
     @property
     def unchanged_bytes(self) -> int: ...
+    @property
+    def transport(self) -> str: ...
 
 
 class NativeSave(Protocol):
@@ -51,6 +54,7 @@ class NativeSave(Protocol):
 class _NothingSent:
     phase = "failed"
     raw_bytes = processed_bytes = sent_bytes = deduplicated_bytes = unchanged_bytes = 0
+    transport = "auto"
 
 
 class RefusedSave:

@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "checkpoint.h"
+#include "choices.h"
 #include "native_object.h"
 #include "save_handle.h"
 #include "seconds.h"
@@ -91,24 +92,12 @@ class BoundCheckpointer {
   std::optional<BoundSave> last_save_;  // guarded by the GIL
 };
 
-// One of the names, as the value at its place.
-template <typename Value>
-Value Choose(const char* what, const std::string& text,
-             const std::vector<std::pair<std::string, Value>>& choices) {
-  std::string names;
-  for (const auto& [name, value] : choices) {
-    if (text == name) return value;
-    names += StrCat(names.empty() ? "" : ", ", "\"", name, "\"");
-  }
-  throw py::value_error(StrCat(what, ": expected one of ", names, ", found \"", text, "\""));
-}
-
 std::unique_ptr<BoundCheckpointer> Open(const std::string& server, const std::string& run, uint32_t rank,
                                         uint32_t world_size, const std::string& incarnation,
                                         const std::string& in_flight, const std::string& compression,
-                                        int threads, uint64_t pipeline_bytes, uint64_t staging_bytes,
-                                        bool keep_staging, uint64_t chunk_bytes, double connect_timeout,
-                                        double save_timeout) {
+                                        const std::string& transport, int threads, uint64_t pipeline_bytes,
+                                        uint64_t staging_bytes, bool keep_staging, uint64_t chunk_bytes,
+                                        double connect_timeout, double save_timeout) {
   CheckpointerOptions options;
   options.server = server;
   options.run = run;
@@ -118,9 +107,13 @@ std::unique_ptr<BoundCheckpointer> Open(const std::string& server, const std::st
   options.in_flight = Choose<InFlightPolicy>(
       "in_flight", in_flight,
       {{"wait", InFlightPolicy::kWait}, {"skip", InFlightPolicy::kSkip}, {"fail", InFlightPolicy::kFail}});
-  options.compression = Choose<Compression>(
-      "compression", compression,
-      {{"none", Compression::kNone}, {"zstd", Compression::kZstd}, {"planes", Compression::kPlanes}});
+  options.compression = Choose<Compression>("compression", compression,
+                                            {{"none", Compression::kNone},
+                                             {"zstd", Compression::kZstd},
+                                             {"planes", Compression::kPlanes},
+                                             {"auto", Compression::kAuto},
+                                             {"delta", Compression::kDelta}});
+  options.transport = ToTransport(transport);
   options.threads = threads;
   options.pipeline_bytes = pipeline_bytes;
   options.staging_bytes = staging_bytes;
@@ -140,8 +133,8 @@ void BindCheckpointer(py::module_& module) {
   py::class_<BoundCheckpointer>(module, "Checkpointer")
       .def(py::init(&Open), py::arg("server"), py::arg("run"), py::arg("rank"), py::arg("world_size"),
            py::kw_only(), py::arg("incarnation") = "", py::arg("in_flight") = "wait",
-           py::arg("compression") = "none", py::arg("threads") = defaults.threads,
-           py::arg("pipeline_bytes") = defaults.pipeline_bytes,
+           py::arg("compression") = "none", py::arg("transport") = "auto",
+           py::arg("threads") = defaults.threads, py::arg("pipeline_bytes") = defaults.pipeline_bytes,
            py::arg("staging_bytes") = defaults.staging_bytes, py::arg("keep_staging") = defaults.keep_staging,
            py::arg("chunk_bytes") = defaults.chunk_bytes,
            py::arg("connect_timeout") = static_cast<double>(defaults.connect_timeout_ms) / 1000,

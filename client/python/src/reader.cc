@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "checkpoint.h"
+#include "choices.h"
 #include "native_object.h"
 #include "seconds.h"
 #include "status.h"
@@ -21,11 +22,13 @@ namespace {
 
 using BoundReader = NativeObject<Reader>;
 
-std::unique_ptr<BoundReader> Make(const std::string& server, double connect_timeout, int threads) {
+std::unique_ptr<BoundReader> Make(const std::string& server, double connect_timeout, int threads,
+                                  const std::string& transport) {
   ReaderOptions options;
   options.server = server;
   options.connect_timeout_ms = ToMilliseconds(connect_timeout, "connect_timeout");
   options.threads = threads;
+  options.transport = ToTransport(transport);
   RequireHomeOfLibrary();
   return std::make_unique<BoundReader>("Reader",
                                        ValueOrRaise(WithoutGil([&] { return Reader::Open(options); })));
@@ -48,7 +51,7 @@ std::unique_ptr<BoundCheckpoint> OpenCheckpoint(const BoundReader& bound, const 
 void BindReader(py::module_& module) {
   py::class_<BoundReader>(module, "Reader")
       .def(py::init(&Make), py::arg("server"), py::kw_only(), py::arg("connect_timeout") = 20.0,
-           py::arg("threads") = 0)
+           py::arg("threads") = 0, py::arg("transport") = "auto")
       .def("list", List, py::arg("run"))
       .def("open", OpenCheckpoint, py::arg("run"), py::arg("step") = py::none(), py::keep_alive<0, 1>());
 }

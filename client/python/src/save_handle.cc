@@ -7,6 +7,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "choices.h"
 #include "format/base/text.h"
 #include "seconds.h"
 #include "status.h"
@@ -87,6 +88,8 @@ void BindSaveHandle(py::module_& module) {
       .def_readonly("sent_bytes", &SaveProgress::sent_bytes)
       .def_readonly("deduplicated_bytes", &SaveProgress::deduplicated_bytes)
       .def_readonly("unchanged_bytes", &SaveProgress::unchanged_bytes)
+      .def_property_readonly("transport",
+                             [](const SaveProgress& progress) { return TransportName(progress.transport); })
       .def("__repr__", [](const SaveProgress& progress) { return Repr(progress); });
 
   py::class_<BoundSave>(module, "SaveHandle")

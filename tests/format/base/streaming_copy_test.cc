@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -20,6 +21,25 @@ TEST(StreamingCopy, CopiesExactlyAtEveryAlignment) {
         for (size_t i = 0; i < bytes; ++i) expected[to + i] = source[from + i];
         StreamingCopy(target.data() + to, source.data() + from, bytes);
         ASSERT_EQ(target, expected) << bytes << " bytes from " << from << " to " << to;
+      }
+    }
+  }
+}
+
+// Long enough that several pages are copied in turns.
+TEST(StreamingCopy, CopiesLongPiecesExactly) {
+  constexpr size_t kRoom = 300'000;
+  std::vector<uint8_t> source(kRoom);
+  for (size_t i = 0; i < kRoom; ++i) source[i] = static_cast<uint8_t>(i * 7 + i / 256 + i / 4096);
+  for (const size_t to : {0, 1, 40, 64, 4095}) {
+    for (const size_t from : {0, 3, 64}) {
+      for (const size_t bytes : {32'767, 32'768, 32'769, 65'536, 100'003, 290'000}) {
+        std::vector<uint8_t> target(kRoom, 0);
+        std::vector<uint8_t> expected(kRoom, 0);
+        std::copy_n(source.begin() + static_cast<ptrdiff_t>(from), bytes,
+                    expected.begin() + static_cast<ptrdiff_t>(to));
+        StreamingCopy(target.data() + to, source.data() + from, bytes);
+        ASSERT_TRUE(target == expected) << bytes << " bytes from " << from << " to " << to;
       }
     }
   }

@@ -10,7 +10,7 @@ void ComponentsTest::SetUp() {
   Restart();
 }
 
-void ComponentsTest::Restart(uint64_t recycle_bytes) {
+void ComponentsTest::Restart(uint64_t recycle_bytes, uint64_t min_free_bytes) {
   context_ = nullptr;
   segments_ = nullptr;
   sessions_ = nullptr;
@@ -29,6 +29,7 @@ void ComponentsTest::Restart(uint64_t recycle_bytes) {
                                .store_id = store_id_,
                                .segment_bytes = kSegmentBytes,
                                .recycle_bytes = recycle_bytes,
+                               .min_free_bytes = min_free_bytes,
                                .clock = &clock_,
                                .failure_changed = [this](uint64_t id, std::optional<std::string> why) {
                                  failures_.emplace_back(id, std::move(why));

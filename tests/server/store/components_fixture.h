@@ -26,7 +26,7 @@ class ComponentsTest : public ::testing::Test {
 
   void SetUp() override;
   // All but the files is made anew, as by a restart without recovery.
-  void Restart(uint64_t recycle_bytes = 64 * kMiB);
+  void Restart(uint64_t recycle_bytes = 64 * kMiB, uint64_t min_free_bytes = 0);
 
   // Gives a chunk a place and writes its record there, unsynced; pinned by `part`.
   store::WrittenChunk WriteChunk(const PartRef& part, const TestChunk& chunk);

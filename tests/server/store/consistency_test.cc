@@ -33,7 +33,7 @@ class ConsistencyTest : public ComponentsTest {
 
 TEST_F(ConsistencyTest, WrongReferenceCount) {
   Write([&](IndexBatch* batch) { batch->SetRefs(Entry(chunks_[0]), 3); });
-  EXPECT_STATUS(Check(), absl::StatusCode::kInternal, "3 references, but 2 parts name it");
+  EXPECT_STATUS(Check(), absl::StatusCode::kInternal, "3 references, but 2 parts and deltas name it");
 }
 
 TEST_F(ConsistencyTest, AChunkThatIsNotThere) {
@@ -59,6 +59,17 @@ TEST_F(ConsistencyTest, AChunkListedAsUnreferencedThatIsNot) {
     batch->SetRefs(entry, 2);
   });
   EXPECT_STATUS(Check(), absl::StatusCode::kInternal, "listed as unreferenced, and is not");
+}
+
+TEST_F(ConsistencyTest, ADeltaIsAReferenceToItsBaseAndToNoDelta) {
+  ChunkEntry delta = Entry(chunks_[1]);
+  delta.info.codec = CodecId::kDelta;
+  delta.base = chunks_[0].hash();
+  Write([&](IndexBatch* batch) { batch->AddChunk(delta); });
+  EXPECT_STATUS(Check(), absl::StatusCode::kInternal, "parts and deltas name it");
+  delta.base = delta.info.hash;
+  Write([&](IndexBatch* batch) { batch->AddChunk(delta); });
+  EXPECT_STATUS(Check(), absl::StatusCode::kInternal, "which is one itself");
 }
 
 TEST_F(ConsistencyTest, APlaceThatAnotherChunkClaims) {

@@ -137,12 +137,30 @@ TEST(IndexRecords, Truncated) {
   }
 }
 
+TEST(IndexRecords, ADeltaHasABase) {
+  ChunkEntry entry = SomeChunk();
+  entry.info.codec = CodecId::kDelta;
+  entry.base.bytes.fill(0x5a);
+  std::string value = EncodeChunkValue(entry);
+  EXPECT_EQ(value.size(), 72u);
+  EXPECT_EQ(DecodeChunkValue(entry.info.hash, value).value(), entry);
+  for (size_t length = 1; length < value.size(); ++length) {
+    EXPECT_STATUS(DecodeChunkValue(Hash128{}, value.substr(0, length)), absl::StatusCode::kDataLoss,
+                  "expected 72");
+  }
+  value[1] = static_cast<char>(CodecId::kZstd);
+  EXPECT_STATUS(DecodeChunkValue(Hash128{}, value), absl::StatusCode::kDataLoss, "names its base");
+  value = EncodeChunkValue(SomeChunk());
+  value[1] = static_cast<char>(CodecId::kDelta);
+  EXPECT_STATUS(DecodeChunkValue(Hash128{}, value), absl::StatusCode::kDataLoss, "names its base");
+}
+
 TEST(IndexRecords, InvalidVersion) {
   std::string chunk = EncodeChunkValue(SomeChunk());
-  chunk[0] = 2;
-  EXPECT_STATUS(DecodeChunkValue(Hash128{}, chunk), absl::StatusCode::kUnimplemented, "version 2");
-  chunk += "a field of version 2";
-  EXPECT_STATUS(DecodeChunkValue(Hash128{}, chunk), absl::StatusCode::kUnimplemented, "version 2");
+  chunk[0] = 3;
+  EXPECT_STATUS(DecodeChunkValue(Hash128{}, chunk), absl::StatusCode::kUnimplemented, "version 3");
+  chunk += "a field of version 3";
+  EXPECT_STATUS(DecodeChunkValue(Hash128{}, chunk), absl::StatusCode::kUnimplemented, "version 3");
   std::string part = EncodePartValue(SomePart());
   part[0] = 0;
   EXPECT_STATUS(DecodePartValue(part), absl::StatusCode::kDataLoss, "version");

@@ -205,6 +205,20 @@ TEST_F(RecoveryTest, AnEmptySegmentOfOursIsKeptForNewData) {
   EXPECT_EQ(FilesIn(segments_path()), 0u);
 }
 
+TEST_F(RecoveryTest, TheStockIsKept) {
+  Open();
+  // More than the stock of a new store.
+  ASSERT_OK(SavePart(store_.get(), MakePart(1), MakeChunks(1, 12 * 3, 4 * kMiB)));
+  store_->EndSave(MakePart(1).save);
+  ASSERT_OK(store_->RemoveSave(MakePart(1).save));
+  ASSERT_OK_AND_ASSIGN(const StoreStats before, store_->Stats());
+  EXPECT_EQ(before.free_segments, 12u);
+  Reopen();
+  ASSERT_OK_AND_ASSIGN(const StoreStats after, store_->Stats());
+  EXPECT_EQ(after.free_segments, 12u);
+  EXPECT_OK(store_->CheckConsistency());
+}
+
 TEST_F(RecoveryTest, SegmentsOfAnotherSizeStayInUse) {
   Open();
   ASSERT_OK(SavePart(store_.get(), MakePart(1), MakeChunks(1, 1, kMiB)));

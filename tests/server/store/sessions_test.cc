@@ -126,7 +126,8 @@ TEST_F(SessionsTest, PutsOfOneChunkWaitForTheFirst) {
 
 TEST_F(SessionsTest, AFailedPutIsBegunAnew) {
   EXPECT_EQ(BeginPut(Part(1), Info(1)), PutStep::kLookUp);
-  EXPECT_EQ(sessions_.FinishPut(HashNumber(1)).size(), 1u);
+  LetGo let_go;
+  EXPECT_EQ(sessions_.FinishPut(HashNumber(1), &let_go).size(), 1u);
   EXPECT_EQ(BeginPut(Part(1), Info(1)), PutStep::kLookUp);
 }
 
@@ -170,13 +171,66 @@ TEST_F(SessionsTest, ForgetUnsyncedSparesWhatIsDurable) {
   Write(Part(1), Info(1), 1, 1);
   Write(Part(1), Info(2), 1, 2);
   Write(Part(1), Info(3), 2, 2);
-  const std::vector<WrittenChunk> forgotten = sessions_.ForgetUnsynced(1, 1);
+  const std::vector<WrittenChunk> forgotten = sessions_.ForgetUnsynced(1, 1).forgotten;
   ASSERT_EQ(forgotten.size(), 1u);
   EXPECT_EQ(forgotten[0].info.hash, HashNumber(2));
   const auto written = sessions_.GetWritten(std::vector{HashNumber(1), HashNumber(2), HashNumber(3)});
   EXPECT_TRUE(written[0].has_value());
   EXPECT_FALSE(written[1].has_value());
   EXPECT_TRUE(written[2].has_value());
+}
+
+// From the put on until it is in the index or forgotten, whatever its part does.
+TEST_F(SessionsTest, ADeltaKeepsItsBasePinned) {
+  const std::vector base = {HashNumber(9)};
+  ChunkInfo info = Info(1);
+  info.codec = CodecId::kDelta;
+  const auto put = [&] {
+    EXPECT_EQ(sessions_.Pin(base)[0], Held::kLookUp);
+    PutDone done = [](const absl::Status&) {};
+    EXPECT_EQ(sessions_.BeginPut(Part(1), info, &done, base[0]).value(), PutStep::kLookUp);
+    EXPECT_TRUE(sessions_.KeepUnreferenced(base).empty());
+  };
+  const auto finish_write = [&] {
+    LetGo let_go;
+    sessions_.FinishWrite(Part(1), {info, {.segment_id = 1, .generation = 1, .offset = 4096}, 1, base[0]},
+                          &let_go);
+    return let_go;
+  };
+
+  put();  // and fails
+  LetGo let_go;
+  sessions_.FinishPut(info.hash, &let_go);
+  EXPECT_EQ(let_go.unreferenced, base);
+
+  put();  // and is indexed
+  EXPECT_TRUE(finish_write().unreferenced.empty());
+  EXPECT_EQ(sessions_.MarkDying(base), std::vector<bool>{false});
+  EXPECT_EQ(sessions_.Indexed(std::vector{info.hash}).unreferenced, base);
+
+  put();  // and is not durable
+  finish_write();
+  let_go = sessions_.ForgetUnsynced(1, 0);
+  EXPECT_EQ(let_go.forgotten.size(), 1u);
+  EXPECT_EQ(let_go.unreferenced, base);
+
+  put();  // and its save ends while it is written
+  EXPECT_TRUE(sessions_.EndSave(Part(1).save).unreferenced.empty());
+  let_go = finish_write();
+  EXPECT_EQ(let_go.forgotten.size(), 1u);
+  EXPECT_EQ(let_go.unreferenced, base);
+  EXPECT_EQ(sessions_.MarkDying(base), std::vector<bool>{true});
+}
+
+TEST_F(SessionsTest, ADeltaDoesNotHealADamagedChunk) {
+  ChunkInfo info = Info(1);
+  sessions_.MarkDamaged(info.hash);
+  info.codec = CodecId::kDelta;
+  PutDone done = [](const absl::Status&) {};
+  EXPECT_STATUS(sessions_.BeginPut(Part(1), info, &done, HashNumber(9)),
+                absl::StatusCode::kFailedPrecondition, "only whole");
+  info.codec = CodecId::kRaw;
+  EXPECT_EQ(BeginPut(Part(1), info), PutStep::kWrite);
 }
 
 TEST_F(SessionsTest, PinnedChunksHaveALimit) {
@@ -202,7 +256,8 @@ TEST_F(SessionsTest, AwaitWritesReturnsWhenTheyEnded) {
   });
   FinishWrite(Part(1), Info(1));
   EXPECT_FALSE(ended);
-  sessions_.FinishPut(HashNumber(2));
+  LetGo let_go;
+  sessions_.FinishPut(HashNumber(2), &let_go);
   waiter.join();
   EXPECT_TRUE(ended);
 }

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "format/base/text.h"
+#include "format/segment_header.h"
 #include "server/store/store.h"
 #include "tests/server/store/store_fixture.h"
 #include "tests/testing/seed.h"
@@ -132,6 +133,33 @@ TEST_F(StoreCrashTest, AnyDiskOperationMayBeTheLast) {
   }
   EXPECT_GE(crashes_, 10);
   ASSERT_OK(store_->CheckConsistency());
+}
+
+TEST_F(StoreCrashTest, TheStockMayBeHalfMade) {
+  options_.recycle_bytes = 32 * kMiB;
+  Open();
+  Save(1);
+  const uint64_t synced = faults_.count(DiskOp::kSync);
+  std::vector<std::string> copies;
+  faults_.SetHook([&](const DiskEvent& event) {
+    if (event.op == DiskOp::kWrite && event.offset > kFirstRecordOffset && random_() % 4 != 0)
+      return absl::OkStatus();
+    copies.push_back(directory_ / StrCat("copy", copies.size()));
+    EXPECT_EQ(std::system(StrCat("cp -r ", options_.directory, " ", copies.back()).c_str()), 0);
+    return absl::OkStatus();
+  });
+  clock_.Advance(1000);
+  while (faults_.count(DiskOp::kSync) < synced + 2) std::this_thread::yield();
+  ASSERT_OK(store_->CheckConsistency());  // waits for the last step
+  faults_.SetHook(nullptr);
+  EXPECT_GE(copies.size(), 10u);
+  for (const std::string& copy : copies) {
+    SCOPED_TRACE(copy);
+    std::filesystem::rename(copy, directory_ / "copy");
+    copied_ = true;
+    CheckCopy({});
+    ASSERT_NO_FATAL_FAILURE();
+  }
 }
 
 }  // namespace

@@ -22,11 +22,15 @@ namespace esker::testing {
 
 inline constexpr uint64_t kMiB = 1 << 20;
 
-// A chunk with its raw bytes, stored raw.
+// A chunk with its raw bytes, stored raw unless there are other stored bytes.
 struct TestChunk {
   std::string raw;
   ChunkInfo info;
+  std::string encoded{};
 
+  ByteView stored() const { return AsBytes(encoded.empty() ? raw : encoded); }
+  // As a client gets it.
+  ChunkInfo read_info() const;
   const Hash128& hash() const { return info.hash; }
   uint64_t record_bytes() const { return RecordBytes(info.stored_bytes); }
 };
@@ -34,6 +38,10 @@ struct TestChunk {
 // The same content for the same seed and length.
 TestChunk MakeChunk(uint64_t seed, uint64_t bytes);
 std::vector<TestChunk> MakeChunks(uint64_t first_seed, int count, uint64_t bytes);
+
+// A chunk that differs a little from `base`, and the same stored as a delta of it.
+TestChunk MakeVariant(const TestChunk& base, uint64_t seed);
+TestChunk AsDeltaOf(const TestChunk& base, const TestChunk& chunk);
 
 std::vector<Hash128> HashesOf(const std::vector<TestChunk>& chunks);
 

@@ -1,6 +1,7 @@
 // Random operations and restarts against a model in memory. Seeded: see tests/testing/seed.h.
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
 
@@ -12,6 +13,7 @@ namespace esker::testing {
 namespace {
 
 constexpr int kSteps = 600;
+constexpr uint64_t kFewDeltas = 20;
 constexpr uint64_t kChunkSeeds = 80;
 constexpr uint64_t kSaves = 8;
 constexpr uint32_t kRanks = 3;
@@ -23,8 +25,19 @@ class StoreModelTest : public StoreTest {
   }
   TestChunk RandomChunk() {
     const uint64_t seed = random_() % kChunkSeeds;
-    // Each name has one length: from some bytes to more than a megabyte.
-    return MakeChunk(seed, 1 + (seed * seed * 7919) % (seed % 7 == 0 ? 1'500'000 : 90'000));
+    return seed < kChunkSeeds / 2 ? Whole(seed) : MakeVariant(Whole(seed - kChunkSeeds / 2), seed);
+  }
+  // Each name has one length: from some bytes to more than a megabyte.
+  static TestChunk Whole(uint64_t seed) {
+    return MakeChunk(seed, 1'000 + (seed * seed * 7919) % (seed % 7 == 0 ? 1'500'000 : 90'000));
+  }
+  // What a delta of this chunk has as its base: nothing for a half of the chunks.
+  std::optional<TestChunk> BaseOf(const TestChunk& chunk) const {
+    for (uint64_t seed = 0; seed < kChunkSeeds / 2; ++seed) {
+      const TestChunk whole = Whole(seed);
+      if (MakeVariant(whole, seed + kChunkSeeds / 2).hash() == chunk.hash()) return whole;
+    }
+    return std::nullopt;
   }
   std::vector<TestChunk> RandomChunks() {
     std::vector<TestChunk> chunks(random_() % 7);
@@ -36,10 +49,7 @@ class StoreModelTest : public StoreTest {
   bool MustHold(const PartRef& part, const Hash128& hash) const {
     const auto pinned = pinned_.find(part);
     if (pinned != pinned_.end() && pinned->second.contains(hash)) return true;
-    return std::any_of(sealed_.begin(), sealed_.end(), [&](const auto& entry) {
-      const std::vector<Hash128> hashes = HashesOf(entry.second);
-      return std::find(hashes.begin(), hashes.end(), hash) != hashes.end();
-    });
+    return IsSealed(hash);
   }
 
   void DoOffer() {
@@ -55,8 +65,32 @@ class StoreModelTest : public StoreTest {
   void DoPut() {
     const PartRef part = RandomPart();
     const TestChunk chunk = RandomChunk();
-    ASSERT_OK(PutChunk(store_.get(), part, chunk));
+    ASSERT_NO_FATAL_FAILURE(PutSomehow(part, chunk));
     pinned_[part].insert(chunk.hash());
+  }
+
+  // Whole, or as a delta if the store has its base.
+  void PutSomehow(const PartRef& part, const TestChunk& chunk) {
+    const std::optional<TestChunk> base =
+        bases_.contains(chunk.hash()) ? bases_[chunk.hash()] : BaseOf(chunk);
+    bases_[chunk.hash()] = base;
+    if (base.has_value() && random_() % 3 > 0) {
+      const absl::Status status = PutChunk(store_.get(), part, AsDeltaOf(*base, chunk));
+      if (status.ok()) {
+        ++deltas_;
+        return;
+      }
+      ASSERT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+      ASSERT_FALSE(IsSealed(base->hash())) << status;
+    }
+    ASSERT_OK(PutChunk(store_.get(), part, chunk));
+  }
+
+  bool IsSealed(const Hash128& hash) const {
+    return std::any_of(sealed_.begin(), sealed_.end(), [&](const auto& entry) {
+      const std::vector<Hash128> hashes = HashesOf(entry.second);
+      return std::find(hashes.begin(), hashes.end(), hash) != hashes.end();
+    });
   }
 
   void DoSeal() {
@@ -65,7 +99,7 @@ class StoreModelTest : public StoreTest {
     const bool was_sealed = sealed_.contains(part);
     if (random_() % 2 == 0 && !was_sealed) {
       for (const TestChunk& chunk : chunks) {
-        ASSERT_OK(PutChunk(store_.get(), part, chunk));
+        ASSERT_NO_FATAL_FAILURE(PutSomehow(part, chunk));
         pinned_[part].insert(chunk.hash());
       }
     }
@@ -126,29 +160,39 @@ class StoreModelTest : public StoreTest {
     ASSERT_OK(store_->CheckConsistency());
     std::set<SaveRef> saves;
     std::set<Hash128> named;
+    std::set<Hash128> bases;  // which deltas may keep
     for (const auto& [part, chunks] : sealed_) {
       ASSERT_OK(CheckPart(store_.get(), part, chunks));
       saves.insert(part.save);
-      for (const TestChunk& chunk : chunks) named.insert(chunk.hash());
+      for (const TestChunk& chunk : chunks) {
+        named.insert(chunk.hash());
+        const std::optional<TestChunk> base = BaseOf(chunk);
+        if (base.has_value()) bases.insert(base->hash());
+      }
     }
     ASSERT_OK_AND_ASSIGN(const std::vector<SaveRef> listed, store_->ListSaves());
     ASSERT_EQ(listed, std::vector<SaveRef>(saves.begin(), saves.end()));
     ASSERT_OK_AND_ASSIGN(const StoreStats stats, store_->Stats());
     ASSERT_EQ(stats.parts, sealed_.size());
     ASSERT_GE(stats.chunks, named.size());
-    ASSERT_FALSE(pinned_.empty() && stats.chunks != named.size()) << stats.chunks << " " << named.size();
+    bases.insert(named.begin(), named.end());
+    ASSERT_FALSE(pinned_.empty() && stats.chunks > bases.size()) << stats.chunks << " " << bases.size();
   }
 
   std::mt19937_64 random_{TestSeed()};
   uint64_t save_id_ = 1;
   std::map<PartRef, std::vector<TestChunk>> sealed_;
   std::map<PartRef, std::set<Hash128>> pinned_;
+  std::map<Hash128, std::optional<TestChunk>> bases_;
+  uint64_t deltas_ = 0;
 };
 
 TEST_F(StoreModelTest, RandomOperationsAgreeWithTheModel) {
   options_.recycle_bytes = random_() % 3 * 16 * kMiB;
   Open();
-  for (int step = 0; step < kSteps && !HasFatalFailure(); ++step) {
+  // On, if luck gave it few deltas.
+  const auto enough = [&](int step) { return step >= (deltas_ > kFewDeltas ? kSteps : 4 * kSteps); };
+  for (int step = 0; !enough(step) && !HasFatalFailure(); ++step) {
     SCOPED_TRACE(step);
     const uint64_t choice = random_() % 100;
     if (choice < 25) {
@@ -167,6 +211,7 @@ TEST_F(StoreModelTest, RandomOperationsAgreeWithTheModel) {
   }
   ASSERT_NO_FATAL_FAILURE(CheckAll());
   DoRestart();
+  EXPECT_GT(deltas_, kFewDeltas);
 }
 
 }  // namespace

@@ -195,6 +195,102 @@ TEST_F(StoreSpaceTest, HolesOfARecycledSegmentAreFilledBeforeItIsUsed) {
   EXPECT_OK(store_->CheckConsistency());
 }
 
+// --- the stock of written segments ---------------------------------------------------------------
+
+TEST_F(StoreSpaceTest, AQuietStoreWritesSegmentsAheadOfUse) {
+  options_.recycle_bytes = 32 * kMiB;
+  Open();
+  clock_.Advance(1000);
+  while (faults_.count(DiskOp::kSync) < 2) std::this_thread::yield();
+  ASSERT_OK_AND_ASSIGN(const StoreStats stats, store_->Stats());
+  EXPECT_EQ(stats.free_segments, 2u);
+  EXPECT_OK(store_->CheckConsistency());
+  const std::vector<TestChunk> chunks = MakeChunks(1, 6, 4 * kMiB);
+  ASSERT_OK(SavePart(store_.get(), MakePart(1), chunks));
+  EXPECT_EQ(FilesIn(segments_path()), 2u);
+  Reopen();
+  EXPECT_OK(CheckPart(store_.get(), MakePart(1), chunks));
+  EXPECT_OK(store_->CheckConsistency());
+}
+
+TEST_F(StoreSpaceTest, TheStockIsWhatASaveTook) {
+  Open();
+  for (uint64_t step = 0; step < 9; ++step) {
+    ASSERT_OK(SavePart(store_.get(), MakePart(step), MakeChunks(10 * step, 4, 4 * kMiB)));  // two segments
+    store_->EndSave(MakePart(step).save);
+    ASSERT_OK(store_->RemoveSave(MakePart(step).save));
+  }
+  clock_.Advance(1000);
+  StoreStats stats;
+  while (stats.free_segments != 3) {
+    ASSERT_OK_AND_ASSIGN(stats, store_->Stats());
+    std::this_thread::yield();
+  }
+  EXPECT_OK(store_->CheckConsistency());
+}
+
+TEST_F(StoreSpaceTest, TheStockWaitsForOpenSaves) {
+  Open();
+  ASSERT_OK(store_->Reserve(MakePart(1), kMiB));
+  clock_.Advance(60'000);
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));  // it looks every 250 ms
+  EXPECT_EQ(faults_.count(DiskOp::kCreate), 0u);
+  store_->EndSave(MakePart(1).save);
+  clock_.Advance(1000);
+  while (faults_.count(DiskOp::kCreate) == 0) std::this_thread::yield();
+}
+
+TEST_F(StoreSpaceTest, TheStockWaitsForReads) {
+  options_.recycle_bytes = 32 * kMiB;
+  Open();
+  const TestChunk chunk = MakeChunk(1, kMiB);
+  ASSERT_OK(SavePart(store_.get(), MakePart(1), {chunk}));
+  std::atomic<bool> stop = false;
+  std::future<void> reads = std::async(std::launch::async, [&] {
+    while (!stop) EXPECT_OK(ReadRecord(store_.get(), chunk.hash()));
+  });
+  clock_.Advance(60'000);
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));
+  EXPECT_EQ(faults_.count(DiskOp::kCreate), 1u);
+  stop = true;
+  reads.wait();
+  // Enough, whether or not it has looked since the last read.
+  while (faults_.count(DiskOp::kCreate) == 1) {
+    clock_.Advance(1000);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
+TEST_F(StoreSpaceTest, TheStockStopsWhenASaveBegins) {
+  Open();
+  faults_.SetHook([&](const DiskEvent& event) {
+    // The third piece is on its way to the disk.
+    if (event.op == DiskOp::kWrite && event.number == 4) EXPECT_OK(store_->Reserve(MakePart(1), kMiB));
+    return absl::OkStatus();
+  });
+  clock_.Advance(1000);
+  while (faults_.count(DiskOp::kWrite) < 4) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(faults_.count(DiskOp::kWrite), 4u);  // a header and three pieces
+  faults_.SetHook(nullptr);
+  ASSERT_OK(SavePart(store_.get(), MakePart(1), MakeChunks(1, 3, 4 * kMiB)));
+  EXPECT_EQ(FilesIn(segments_path()), 1u);
+  EXPECT_OK(CheckPart(store_.get(), MakePart(1), MakeChunks(1, 3, 4 * kMiB)));
+  EXPECT_OK(store_->CheckConsistency());
+}
+
+TEST_F(StoreSpaceTest, AStockUnderWayTakesNothingFromPromises) {
+  options_.min_free_bytes = 0;
+  Open();
+  faults_.SetAvailable(16 * kMiB);  // one segment
+  clock_.Advance(1000);
+  while (faults_.count(DiskOp::kWrite) < 3) std::this_thread::yield();
+  faults_.SetAvailable(0);  // which the stock has taken
+  EXPECT_OK(store_->Reserve(MakePart(1), 15 * kMiB));
+  EXPECT_OK(SavePart(store_.get(), MakePart(1), MakeChunks(1, 15, kMiB - 4096)));
+  EXPECT_EQ(faults_.count(DiskOp::kCreate), 1u);
+}
+
 TEST_F(StoreSpaceTest, UnsealedDataIsReclaimedAtTheEndOfItsSave) {
   Open();
   ASSERT_OK(SavePart(store_.get(), MakePart(1), MakeChunks(1, 2, kMiB)));

@@ -28,7 +28,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     force: bool = False,
-    compression: Literal["none", "zstd", "planes"] = "none",
+    compression: Literal["none", "zstd", "planes", "auto"] = "none",
     incarnation: str = "",
     connect_timeout: float = 20.0,
 ) -> _core.CheckpointInfo:

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true")
         command.add_argument("--force", action="store_true")
     save.add_argument("path")
-    save.add_argument("--compress", choices=["none", "planes", "zstd"], default="none")
+    save.add_argument("--compress", choices=["none", "planes", "zstd", "auto"], default="none")
     save.add_argument("--incarnation", default="")
     restore.add_argument("--to", required=True)
     restore.add_argument("--format", required=True)

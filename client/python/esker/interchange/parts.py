@@ -32,7 +32,7 @@ class Destination:
     run: str
     step: int
     incarnation: str
-    compression: Literal["none", "zstd", "planes"]
+    compression: Literal["none", "zstd", "planes", "auto"]
     connect_timeout: float
     force: bool
 

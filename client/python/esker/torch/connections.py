@@ -25,6 +25,7 @@ class Destination:
     world_size: int
     incarnation: str
     compression: str
+    transport: str
     threads: int
     connect_timeout: float
     save_timeout: float

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed.checkpoint import storage
@@ -34,12 +34,13 @@ class StorageReader(storage.StorageReader):
         *,
         server: str | None = None,
         run: str | None = None,
+        transport: Literal["auto", "shm", "grpc"] = "auto",
         threads: int = 0,
         connect_timeout: float = 20.0,
     ) -> None:
         """checkpoint_id: "esker://host:port/run/step", or without the step for the latest; or a step number of `run` on `server`,
             where none at all is the latest. May also be given to each load.
-        threads, connect_timeout (seconds): as esker.Checkpointer's.
+        transport, threads, connect_timeout (seconds): as esker.Checkpointer's.
 
         Raises ValueError for a checkpoint_id that is none.
         """
@@ -47,6 +48,7 @@ class StorageReader(storage.StorageReader):
         self.run = run
         self.checkpoint_id: str | None = None
         self._id: CheckpointId | None = None
+        self._transport = transport
         self._threads = threads
         self._connect_timeout = connect_timeout
         self._rank = 0
@@ -109,7 +111,9 @@ class StorageReader(storage.StorageReader):
     def _open(self, step: int | None) -> None:
         if self._id is None:
             raise ValueError("no checkpoint_id: give one to the StorageReader, or to the load")
-        reader = _core.Reader(self._id.server, connect_timeout=self._connect_timeout, threads=self._threads)
+        reader = _core.Reader(
+            self._id.server, connect_timeout=self._connect_timeout, threads=self._threads, transport=self._transport
+        )
         self._checkpoint = reader.open(self._id.run, step)
         self._metadata, self._items = read_metadata(self._checkpoint)
 

@@ -46,7 +46,8 @@ class StorageWriter(storage.StorageWriter):
         run: str | None = None,
         incarnation: str = "",
         world_size: int | None = None,
-        compression: Literal["none", "zstd", "planes"] = "none",
+        compression: Literal["none", "zstd", "planes", "auto", "delta"] = "none",
+        transport: Literal["auto", "shm", "grpc"] = "auto",
         threads: int = 0,
         connect_timeout: float = 20.0,
         save_timeout: float = 600.0,
@@ -55,7 +56,7 @@ class StorageWriter(storage.StorageWriter):
         incarnation: equal on all ranks of one start of the job, new at each start. Empty: ESKER_INCARNATION of the environment;
             else the coordinator draws one.
         world_size: how many ranks save; looked at with use_collectives=False only. Default: the default process group's.
-        compression, threads, connect_timeout, save_timeout (seconds): as esker.Checkpointer's.
+        compression, transport, threads, connect_timeout, save_timeout (seconds): as esker.Checkpointer's.
 
         Raises ValueError for a checkpoint_id that is none.
         """
@@ -67,6 +68,7 @@ class StorageWriter(storage.StorageWriter):
         self._world_size = world_size
         self._options: dict[str, Any] = {
             "compression": compression,
+            "transport": transport,
             "threads": threads,
             "connect_timeout": connect_timeout,
             "save_timeout": save_timeout,

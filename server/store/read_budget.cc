@@ -1,4 +1,4 @@
-#include "server/rpc/read_budget.h"
+#include "server/store/read_budget.h"
 
 #include <utility>
 #include <vector>
