@@ -1,0 +1,1 @@
+// Compiled with what tests/CMakeLists.txt precompiles for the tests: nothing more.
