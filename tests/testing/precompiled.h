@@ -1,5 +1,5 @@
-// What nearly every test includes, compiled once for all of them (tests/CMakeLists.txt). A test includes what it uses all the same: the
-// lint and the preset `dev` read it without this.
+// What nearly every test includes, compiled once for all of them (tests/CMakeLists.txt). A test includes what
+// it uses all the same: the lint and the preset `dev` read it without this.
 #pragma once
 
 #include <gmock/gmock.h>
