@@ -63,8 +63,13 @@ absl::Status ArenaSender::Connect(const std::shared_ptr<StagingBlock>& block) {
   }
   v1::LocalHello hello;
   hello.set_arena_bytes(block->size());
-  absl::StatusOr<LocalGreeting> greeting =
-      GreetLocally(connection_, std::move(hello), block->descriptor(), Deadline::After(kGreetingMs));
+  const Deadline deadline = Deadline::After(kGreetingMs);
+  absl::StatusOr<LocalGreeting> greeting = GreetLocally(connection_, hello, block->descriptor(), deadline);
+  if (absl::IsUnavailable(greeting.status())) {
+    // As a channel to a server that was started anew says once.
+    connection_->ResetControl();
+    greeting = GreetLocally(connection_, hello, block->descriptor(), deadline);
+  }
   if (!greeting.ok()) return ConnectFailed(greeting.status());
   connect_failed_ = false;
   why_not_ = absl::OkStatus();

@@ -18,7 +18,7 @@ namespace {
 constexpr int kFewTimes = 3;
 // Questions without an answer on one source. So few that they always fit into the connection: a server that
 // sends as long as nobody reads takes no more of them, and this side does not read while it waits to ask.
-constexpr size_t kMostAsked = 32;
+constexpr size_t kMostAskedChunks = 32;
 // A server that is reached but sends nothing for so many times the time limit is given up: it may have much
 // to do for others.
 constexpr uint64_t kSilenceFactor = 3;
@@ -129,7 +129,7 @@ absl::Status ChunkFetcher::Ask(ChunkSource* source, std::deque<size_t>* asked, u
       if (left_.empty()) return absl::OkStatus();
       next = left_.front();
       const uint64_t bytes = plan_->chunks()[next].raw_bytes;
-      const bool full = asked->size() >= kMostAsked || *asked_bytes + bytes > window_bytes_;
+      const bool full = asked->size() >= kMostAskedChunks || *asked_bytes + bytes > window_bytes_;
       if (!asked->empty() && full) return absl::OkStatus();
       left_.pop_front();
       *asked_bytes += bytes;

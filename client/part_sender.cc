@@ -142,7 +142,12 @@ std::vector<Hash128> PartSender::Hashes() const {
 }
 
 void PartSender::Announce() {
-  handed_over_ = arena_->LooksWell() && arena_->Start(*snapshot_, DescribeForArena()).ok();
+  if (!arena_->LooksWell()) return;
+  const v1::ArenaSave save = DescribeForArena();
+  absl::Status started = arena_->Start(*snapshot_, save);
+  // One that was started anew since the last save is found at the second try.
+  if (absl::IsUnavailable(started) && arena_->LooksWell()) started = arena_->Start(*snapshot_, save);
+  handed_over_ = started.ok();
 }
 
 void PartSender::Ready(size_t chunks) {

@@ -22,7 +22,7 @@ const std::map<std::string, Transport>& Transports() {
 }
 
 template <typename Value>
-std::string NameOf(Value value, const std::map<std::string, Value>& names) {
+std::string KeyOf(Value value, const std::map<std::string, Value>& names) {
   for (const auto& [name, named] : names) {
     if (named == value) return name;
   }
@@ -48,7 +48,7 @@ void AddCompressOption(CLI::App* command, Compression* compression) {
       ->option_text("none|planes|zstd|auto");
 }
 
-std::string CompressionName(Compression compression) { return NameOf(compression, Compressions()); }
+std::string CompressionName(Compression compression) { return KeyOf(compression, Compressions()); }
 
 void AddTransportOption(CLI::App* command, Transport* transport) {
   command
@@ -58,7 +58,7 @@ void AddTransportOption(CLI::App* command, Transport* transport) {
       ->option_text("auto|shm|grpc");
 }
 
-std::string TransportName(Transport transport) { return NameOf(transport, Transports()); }
+std::string TransportName(Transport transport) { return KeyOf(transport, Transports()); }
 
 std::optional<uint64_t> StepOf(const CheckpointName& name) {
   if (name.latest) return std::nullopt;

@@ -16,7 +16,7 @@ namespace {
 // As many operations in the device at once: enough for it to be busy with pieces of some MiB, and they mostly
 // sleep.
 constexpr int kThreads = 8;
-constexpr int kMaxQueued = 128;
+constexpr int kMaxQueuedOps = 128;
 
 class ThreadPoolEngine : public IoEngine {
  public:
@@ -27,7 +27,7 @@ class ThreadPoolEngine : public IoEngine {
     // Shared only because std::function demands to be copyable.
     auto shared = std::make_shared<IoOp>(std::move(op));
     MutexLock lock(&mu_);
-    while (queued_ >= kMaxQueued && !OnEngineThread()) not_full_.Wait(&mu_);
+    while (queued_ >= kMaxQueuedOps && !OnEngineThread()) not_full_.Wait(&mu_);
     ++queued_;
     // Under the lock that Run() takes first: when the operation has ended and its owner destroys the disk,
     // nothing here may still be using the pool.

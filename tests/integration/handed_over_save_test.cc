@@ -153,6 +153,21 @@ TEST_F(HandedOverSave, ReturnsOnceTheServerHasTakenIt) {
   EXPECT_TRUE(IsListed(2));
 }
 
+TEST_F(HandedOverSave, IsTakenAtOnceByAServerThatWasStartedAnew) {
+  CheckpointerOptions options = Options();
+  options.transport = Transport::kSharedMemory;
+  for (uint64_t step = 1; step < 20; step += 2) {
+    options.incarnation = absl::StrCat("start-", step);
+    ASSERT_OK_AND_ASSIGN(auto job, Job::Open(options, 1));
+    const JobState state = MakeJobState({{"bias", ElementType::kBF16, {60, 11}}}, 1, step);
+    ASSERT_OK(job->Save(step, state));
+    ASSERT_NO_FATAL_FAILURE(RestartServer());
+    ASSERT_OK_AND_ASSIGN(const auto handles, job->Begin(step + 1, state));
+    ASSERT_OK(OpenNextAttempt(step));
+    EXPECT_TRUE(IsListed(step + 1)) << step + 1;
+  }
+}
+
 TEST_F(HandedOverSave, WaitsForTheEndOfAStoppingServerAndGoesOnWithTheNext) {
   ASSERT_OK_AND_ASSIGN(auto job, Job::Open(Options(), 2));
   const JobState state = MakeJobState(DyingTensors(), 2, 7);
