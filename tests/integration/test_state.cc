@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <utility>
 
@@ -33,15 +32,18 @@ uint64_t Elements(const std::vector<uint64_t>& extent) {
 }
 
 // Calls `visit` with each element's number in the box and in the global tensor, row-major.
-void ForEachElement(const TensorBox& box, const std::function<void(uint64_t, uint64_t)>& visit) {
+template <typename Visit>
+void ForEachElement(const TensorBox& box, const Visit& visit) {
   const uint64_t count = Elements(box.extent);
-  std::vector<uint64_t> at = box.offset;  // of the element in the global tensor
-  for (uint64_t i = 0; i < count; ++i) {
+  const uint64_t row = box.shape.empty() ? 1 : box.extent.back();
+  std::vector<uint64_t> at = box.offset;  // of the row in the global tensor
+  for (uint64_t i = 0; i < count; i += row) {
     uint64_t index = 0;
     for (size_t d = 0; d < box.shape.size(); ++d) index = index * box.shape[d] + at[d];
-    visit(i, index);
+    for (uint64_t j = 0; j < row; ++j) visit(i + j, index + j);
     for (size_t d = box.shape.size(); d-- > 0;) {
-      if (++at[d] < box.offset[d] + box.extent[d]) break;
+      at[d] += d + 1 == box.shape.size() ? row : 1;
+      if (at[d] < box.offset[d] + box.extent[d]) break;
       at[d] = box.offset[d];
     }
   }
@@ -77,9 +79,9 @@ std::vector<std::byte> BoxContent(const TensorBox& box, uint64_t seed) {
   const uint64_t element_bytes = ElementSize(box.type);
   const uint64_t name_seed = NameSeed(box.name, seed);
   std::vector<std::byte> content(Elements(box.extent) * element_bytes);
-  ForEachElement(box, [&](uint64_t i, uint64_t index) {
+  ForEachElement(box, [=, to = content.data()](uint64_t i, uint64_t index) {
     const uint64_t words[2] = {Mix(name_seed + index), Mix(name_seed ^ ~index)};
-    std::memcpy(content.data() + i * element_bytes, words, std::min<uint64_t>(element_bytes, sizeof(words)));
+    std::memcpy(to + i * element_bytes, words, std::min<uint64_t>(element_bytes, sizeof(words)));
   });
   return content;
 }
@@ -91,9 +93,9 @@ Content TrainingContent(uint64_t seed, uint64_t step) {
     const uint64_t element_bytes = ElementSize(box.type);
     const uint64_t name_seed = NameSeed(box.name, seed);
     std::vector<std::byte> content(Elements(box.extent) * element_bytes);
-    ForEachElement(box, [&](uint64_t i, uint64_t index) {
+    ForEachElement(box, [=, step = step, to = content.data()](uint64_t i, uint64_t index) {
       const uint32_t bits = TrainedBits(Mix(name_seed + index), step, !is_float);
-      std::memcpy(content.data() + i * element_bytes, &bits, element_bytes);
+      std::memcpy(to + i * element_bytes, &bits, element_bytes);
     });
     return content;
   };
@@ -143,9 +145,12 @@ std::string RestoreTarget::Difference(uint64_t seed) const {
 std::string RestoreTarget::Difference(const Content& content) const {
   for (size_t i = 0; i < boxes_.size(); ++i) {
     const std::vector<std::byte> expected = content(boxes_[i]);
-    const auto [at, other] =
-        std::mismatch(memory_[i].begin(), memory_[i].end(), expected.begin(), expected.end());
-    if (at == memory_[i].end() && other == expected.end()) continue;
+    if (memory_[i].size() == expected.size() &&
+        (expected.empty() || std::memcmp(memory_[i].data(), expected.data(), expected.size()) == 0)) {
+      continue;
+    }
+    const auto at =
+        std::mismatch(memory_[i].begin(), memory_[i].end(), expected.begin(), expected.end()).first;
     return absl::StrCat(Describe(boxes_[i]), ": differs from byte ", at - memory_[i].begin(), " on");
   }
   return "";

@@ -4,6 +4,7 @@
 
 #include "format/frame.h"
 #include "tests/server/rpc/rpc_fixture.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/seed.h"
 
 namespace esker::testing {
@@ -182,9 +183,13 @@ TEST_F(SmallPoolGetStream, ThrownOutStreamsThatWaitForMemoryGiveBackWhatTheyHold
 class ShortLease : public RpcTest {
  protected:
   ShortLease() {
-    config_.store.read_lease_ttl_ms = config_.rpc.read_lease_ttl_ms = 400;
+    config_.store.read_lease_ttl_ms = config_.rpc.read_lease_ttl_ms = kLeaseMs;
+    config_.store.clock = config_.rpc.clock = &clock_;
     StartServer();
   }
+
+  static constexpr int64_t kLeaseMs = 400;
+  FakeClock clock_;
 };
 
 TEST_F(ShortLease, EachWantRenewsIt) {
@@ -196,7 +201,7 @@ TEST_F(ShortLease, EachWantRenewsIt) {
     client->Write(EncodeWant(i, part.infos[0].hash));
     const std::optional<Answer> answer = client->ReadAnswer();
     ASSERT_TRUE(answer && answer->is_chunk);
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    clock_.Advance(kLeaseMs / 8);
   }
 }
 
@@ -214,6 +219,7 @@ TEST_F(ShortLease, TheStreamEndsWhenItIsLost) {
   for (int i = 1; client->Write(EncodeWant(i, part.infos[0].hash)); ++i) {
     const std::optional<Answer> answer = client->ReadAnswer();
     if (!answer || !answer->is_chunk) break;
+    clock_.Advance(kLeaseMs / 8);
   }
   EXPECT_STATUS(client->Finish(), absl::StatusCode::kNotFound, "lease");
 }
