@@ -184,6 +184,13 @@ uint64_t BenchSession::LimitBytes() const {
   return std::max(std::min(bytes_, kMaxLimitBytes) / kBlockBytes * kBlockBytes, kBlockBytes);
 }
 
+void BenchSession::AddSpace(const BenchSave& save, Json* result) const {
+  (*result)["server_peak_rss_bytes"] = server_peak_rss_bytes_;
+  (*result)["rank_peak_rss_bytes"] = rank_peak_rss_bytes_;
+  (*result)["bytes_raw"] = save.raw_bytes;
+  (*result)["bytes_stored"] = save.stored_bytes;
+}
+
 absl::StatusOr<double> BenchSession::WriteLimitGbps() {
   if (limit_directory_.empty()) return 0;
   ESKER_ASSIGN_OR_RETURN(const double bytes_per_second,

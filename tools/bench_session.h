@@ -76,7 +76,8 @@ class BenchSession {
   double gigabytes() const { return static_cast<double>(bytes_) / 1e9; }
   // So far.
   uint64_t server_peak_rss_bytes() const { return server_peak_rss_bytes_; }
-  uint64_t rank_peak_rss_bytes() const { return rank_peak_rss_bytes_; }
+  // The keys that every benchmark's JSON ends with: peak memory so far, and the bytes of a save.
+  void AddSpace(const BenchSave& save, Json* result) const;
   const std::string& disk_engine() const { return disk_engine_; }
 
  private:

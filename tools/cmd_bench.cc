@@ -55,11 +55,7 @@ void Describe(Cli* cli, const BenchOptions& options, const char* command) {
 // What comes after the figures.
 void Conclude(Cli* cli, const BenchOptions& options, const BenchSession& session, const BenchSave& save,
               bool limit_known) {
-  Json& result = cli->result;
-  result["server_peak_rss_bytes"] = session.server_peak_rss_bytes();
-  result["rank_peak_rss_bytes"] = session.rank_peak_rss_bytes();
-  result["bytes_raw"] = save.raw_bytes;
-  result["bytes_stored"] = save.stored_bytes;
+  session.AddSpace(save, &cli->result);
   if (cli->json) return;
   std::printf("%s raw, %s stored, %u ranks, %d runs; server: %s, peak memory %s\n",
               HumanBytes(save.raw_bytes).c_str(), HumanBytes(save.stored_bytes).c_str(), options.ranks,

@@ -45,10 +45,7 @@ absl::Status RunCommitBench(Cli* cli, const BenchOptions& options) {
   result["runs"] = options.runs;
   result["transport"] = TransportName(last.transport);
   ReportFigures(cli, "commit", {commit, limit, ratio});
-  result["server_peak_rss_bytes"] = session->server_peak_rss_bytes();
-  result["rank_peak_rss_bytes"] = session->rank_peak_rss_bytes();
-  result["bytes_raw"] = last.raw_bytes;
-  result["bytes_stored"] = last.stored_bytes;
+  session->AddSpace(last, &result);
   return absl::OkStatus();
 }
 

@@ -74,10 +74,7 @@ absl::Status RunStallBench(Cli* cli, const BenchOptions& options) {
        {"first_stall_ms", "first save, ms", each([](const auto& run) { return run.first_s * 1e3; })},
        {"stall_ms", "later save, ms", each([](const auto& run) { return run.later_s * 1e3; })},
        {"memcpy_ms", "memcpy, ms", each([](const auto& run) { return run.copy_s * 1e3; })}});
-  result["server_peak_rss_bytes"] = session->server_peak_rss_bytes();
-  result["rank_peak_rss_bytes"] = session->rank_peak_rss_bytes();
-  result["bytes_raw"] = last.raw_bytes;
-  result["bytes_stored"] = last.stored_bytes;
+  session->AddSpace(last, &result);
   return absl::OkStatus();
 }
 
